@@ -1,0 +1,42 @@
+"""Package metadata and every requirement; pyproject.toml holds tool settings only."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tagsds",
+    version="0.1.0",
+    description="Image-text retrieval with an encoder that writes its own hard negatives, on DeepSpeed",
+    python_requires=">=3.10",
+    packages=find_packages(include=["tagsds", "tagsds.*", "preprocess", "preprocess.*"]),
+    package_data={"tagsds": ["recipes/*.yaml", "templates/*.html"]},
+    install_requires=[
+        "torch==2.13.0",
+        "deepspeed==0.19.8",
+        "transformers==5.23.0",
+        "webdataset==1.0.2",
+        "tensorboard==2.21.0",
+        "omegaconf==2.4.0",
+        "numpy",
+        "safetensors",
+        "tqdm",
+        "pillow",
+        "matplotlib",
+        "jinja2",
+        "ninja",  # DeepSpeed compiles its shared-memory all-reduce with it at the first launch
+        "setuptools<81",  # torch's extension builder still imports pkg_resources-era modules
+    ],
+    extras_require={
+        # PyPI's "apex" is another project; NVIDIA's is built from its repository.
+        "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
+        "lmdb": ["lmdb", "msgpack", "msgpack-numpy", "lz4"],
+        "spacy": ["spacy"],
+        "dev": ["pytest", "ruff==0.17.5", "mypy==2.4.1", "eccv_caption==0.1.0", "types-PyYAML"],
+    },
+    entry_points={
+        "console_scripts": [
+            "tagsds-pack=preprocess.pack:main",
+            "tagsds-evaluate=tagsds.evaluate:main",
+            "tagsds-report=tagsds.report:main",
+        ]
+    },
+)

@@ -1,0 +1,31 @@
+"""One exception for what the user can mend, and the function that prints it without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Bad input: one sentence that names the file, the key and the remedy."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the closest known name, or the list of them where none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}."
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap a console command: a UserError ends it with its sentence on stderr and exit status 2."""
+
+    def run() -> None:
+        try:
+            main()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return run
