@@ -1,0 +1,97 @@
+"""What every source yields: an image with its regions and captions, and the interface the packer drives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPAN_KINDS = ("object", "attribute", "relation")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a caption that says one thing: `chars` are half-open character ranges, in order."""
+
+    kind: str
+    chars: tuple[tuple[int, int], ...]
+
+    def as_json(self) -> dict:
+        """The form of captions.json."""
+        return {"kind": self.kind, "chars": [list(pair) for pair in self.chars]}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One sentence of an image; `spans` is None where the source does not know them and the rules have to find them."""
+
+    id: str
+    text: str
+    spans: tuple[Span, ...] | None = None
+
+
+@dataclass
+class ImageRecord:
+    """One image of a source. n regions, D feature width, C classes; boxes are x1, y1, x2, y2 as fractions, 0..1."""
+
+    key: str
+    regions: NDArray[np.floating]  # [n, D]
+    boxes: NDArray[np.floating]  # [n, 4]
+    captions: list[Caption]
+    scores: NDArray[np.floating] | None = None  # [n]
+    classes: NDArray[np.floating] | None = None  # [n, C], rows sum to 1
+    picture: bytes | None = None
+    picture_type: str = "jpg"  # "jpg" or "png"
+    origin: str = ""  # the file the regions come from, for error messages
+
+
+class Source(Protocol):
+    """A format: a light index (keys of a split in order, texts) and a record on demand. Must pickle to worker processes."""
+
+    name: str
+    feature_dim: int
+    class_names: list[str]
+    num_classes: int
+    files: list[Path]  # inputs; their checksums are part of the corpus's identity
+
+    def splits(self) -> dict[str, list[str]]:
+        """Image keys of every split, in the order they are written."""
+        ...
+
+    def texts(self, split: str) -> Iterable[str]:
+        """Captions of a split, for training a vocabulary."""
+        ...
+
+    def record(self, split: str, key: str) -> ImageRecord:
+        """Read one image."""
+        ...
+
+    def edits(self, split: str) -> dict[str, list[dict[str, str]]]:
+        """Per kind of edit: {filename, caption, negative_caption} of the split; empty where the source has none."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What holds for every source. The first group shapes the bytes; the second does not."""
+
+    shard_size: int = 500  # images
+    max_caption_pieces: int = 60  # word pieces, with [CLS] and [SEP]
+    long_captions: str = "error"  # error, truncate or drop
+    tokenizer: str | None = None  # name, folder or vocab.txt; None trains one
+    vocab_size: int = 6000  # pieces of a trained vocabulary
+    spans: str = "auto"  # rules, spacy or auto
+    workers: int = 2  # processes
+    overwrite: bool = False
+    arguments: dict = field(default_factory=dict)  # of the source, for the manifest
+
+
+def seed_of(*parts: object) -> int:
+    """A 64-bit seed that depends on nothing but its parts (Python's hash() changes between processes)."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little")

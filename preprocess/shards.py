@@ -1,0 +1,151 @@
+"""Writing shards: deterministic tars, atomic files, checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import webdataset
+
+from preprocess.records import Caption, ImageRecord, Span
+from tagsds.errors import UserError
+
+KEY_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+BOX_SLACK = 1e-4  # rounding that a fraction may show outside 0..1
+
+
+@dataclass
+class ShardEntry:
+    """A shard's line in the manifest, and what the whole corpus needs to know of it."""
+
+    file: str
+    samples: int
+    captions: int
+    regions: int
+    bytes: int
+    sha256: str
+    max_regions: int = 0  # these four go into totals, not into the shard's line
+    max_pieces: int = 0
+    dropped: int = 0  # captions
+    truncated: int = 0  # captions
+
+    def line(self) -> dict:
+        """The shard's entry in manifest.json."""
+        return {k: v for k, v in asdict(self).items() if k in ("file", "samples", "captions", "regions", "bytes", "sha256")}
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Open for writing beside `path`; the file takes its name only once it is complete and on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Atomic, with a fixed layout."""
+    with atomic(path) as stream:
+        stream.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array in npy format, without pickle."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def check_record(record: ImageRecord, feature_dim: int, num_classes: int) -> None:
+    """UserError with the file, the key and the remedy for what the contract does not allow."""
+    where = f"{record.origin}: image {record.key}"
+    if not record.key or not set(record.key) <= KEY_CHARACTERS:
+        raise UserError(f"{where}: a key may hold letters, digits, '_' and '-' only; rename the image.")
+    n = len(record.regions)
+    if n == 0:
+        raise UserError(f"{where} has no regions; use --empty-images whole or skip, or remove it from the split.")
+    if record.regions.shape != (n, feature_dim):
+        raise UserError(
+            f"{where}: features have shape {list(record.regions.shape)} where [{n}, {feature_dim}] is expected; extract it again."
+        )
+    if record.boxes.shape != (n, 4):
+        raise UserError(f"{where}: boxes have shape {list(record.boxes.shape)} for {n} regions; extract it again.")
+    for name, array in (("features", record.regions), ("boxes", record.boxes), ("scores", record.scores)):
+        if array is not None and not np.isfinite(array.astype(np.float16)).all():
+            row = int(np.argwhere(~np.isfinite(array.astype(np.float16)))[0][0])
+            raise UserError(f"{where}: {name} of region {row} are NaN or too large for float16; extract the image again.")
+    if record.boxes.min() < -BOX_SLACK or record.boxes.max() > 1 + BOX_SLACK:
+        row = int(np.argwhere((record.boxes < -BOX_SLACK) | (record.boxes > 1 + BOX_SLACK))[0][0])
+        raise UserError(f"{where}: box {row} lies outside the image; check that boxes and image size belong together.")
+    if record.classes is not None and record.classes.shape != (n, num_classes):
+        raise UserError(f"{where}: classes have shape {list(record.classes.shape)}, expected [{n}, {num_classes}].")
+    if not record.captions:
+        raise UserError(f"{where} has no captions; add them or remove it from the split.")
+
+
+def encode_sample(record: ImageRecord) -> list[tuple[str, bytes]]:
+    """Members of a sample in the contract's order."""
+    members = [
+        ("regions.npy", npy(record.regions.astype(np.float16))),
+        ("boxes.npy", npy(record.boxes.astype(np.float32).clip(0.0, 1.0))),
+    ]
+    if record.scores is not None:
+        members.append(("scores.npy", npy(record.scores.astype(np.float16))))
+    if record.classes is not None:
+        members.append(("classes.npy", npy(record.classes.astype(np.float16))))
+    captions = [{"id": c.id, "text": c.text, "spans": [s.as_json() for s in c.spans or ()]} for c in record.captions]
+    members.append(("captions.json", json.dumps(captions, ensure_ascii=False).encode()))
+    if record.picture is not None:
+        members.append((f"image.{record.picture_type}", record.picture))
+    return members
+
+
+class ShardWriter:
+    """One tar whose bytes depend on its samples alone: no times, no users."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._tar = webdataset.TarWriter(stream, encoder=False, mtime=0, user="tagsds", group="tagsds", mode=0o644)
+
+    def write(self, record: ImageRecord) -> None:
+        """Append a sample; one call a member, because TarWriter sorts the members of a call by name."""
+        for name, payload in encode_sample(record):
+            self._tar.write({"__key__": record.key, name: payload})
+
+    def close(self) -> None:
+        """End the archive; the stream stays open."""
+        self._tar.close()
+
+
+def clip_spans(caption: Caption, end: int) -> Caption:
+    """The caption cut at character `end`, with the spans that fit wholly."""
+    spans = tuple(s for s in caption.spans or () if all(b <= end for _, b in s.chars))
+    return Caption(caption.id, caption.text[:end], spans)
+
+
+def span_problem(text: str, spans: list[dict] | tuple[Span, ...]) -> str | None:
+    """What is wrong with the spans of a caption, None if nothing."""
+    for span in spans:
+        chars = span["chars"] if isinstance(span, dict) else span.chars
+        for a, b in chars:
+            if not 0 <= a < b <= len(text):
+                return f"a span at {a}..{b} lies outside the caption"
+            if text[a:b] != text[a:b].strip():
+                return f"a span at {a}..{b} begins or ends with a space"
+    return None

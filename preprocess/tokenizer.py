@@ -1,0 +1,120 @@
+"""A WordPiece tokenizer: loaded from a name, a folder or a vocab.txt, or trained on the corpus.
+
+Training is done here, not by `tokenizers`: its WordPiece trainer walks a hash map and gives another vocabulary in every
+process, and a resumed run has to end with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tagsds.errors import UserError
+
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+PREFIX = "##"
+
+
+def train_vocabulary(texts: Iterable[str], size: int) -> list[str]:
+    """WordPiece vocabulary of at most `size` pieces: special tokens, characters, then merges by pair count.
+
+    Ties go to the pair that sorts first, so the result depends on the texts alone.
+    """
+    counts = Counter(word for text in texts for word in _words(text))
+    pieces = {word: [word[0], *(PREFIX + c for c in word[1:])] for word in sorted(counts)}
+    vocabulary = dict.fromkeys(SPECIAL.values())
+    vocabulary.update(dict.fromkeys(sorted({piece for parts in pieces.values() for piece in parts})))
+    pairs: Counter[tuple[str, str]] = Counter()
+    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for word, parts in pieces.items():
+        for pair in zip(parts, parts[1:]):
+            pairs[pair] += counts[word]
+            holders[pair].add(word)
+    while len(vocabulary) < size and pairs:
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if pairs[best] <= 0:
+            break
+        merged = best[0] + best[1].removeprefix(PREFIX)
+        vocabulary[merged] = None
+        for word in holders.pop(best):
+            for pair in zip(pieces[word], pieces[word][1:]):
+                pairs[pair] -= counts[word]
+            pieces[word] = _merge(pieces[word], best, merged)
+            for pair in zip(pieces[word], pieces[word][1:]):
+                pairs[pair] += counts[word]
+                holders[pair].add(word)
+        del pairs[best]
+    return list(vocabulary)
+
+
+def _merge(parts: list[str], pair: tuple[str, str], merged: str) -> list[str]:
+    """Replace every occurrence of the pair, left to right."""
+    out: list[str] = []
+    index = 0
+    while index < len(parts):
+        if tuple(parts[index : index + 2]) == pair:
+            out.append(merged)
+            index += 2
+        else:
+            out.append(parts[index])
+            index += 1
+    return out
+
+
+def _words(text: str) -> list[str]:
+    """What BERT's normaliser and pre-tokeniser make of a text."""
+    return [word for word, _ in _SPLIT.pre_tokenize_str(_NORMAL.normalize_str(text))]
+
+
+_NORMAL = normalizers.BertNormalizer(lowercase=True)
+_SPLIT = pre_tokenizers.BertPreTokenizer()
+
+
+def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
+    """A lower-casing BERT WordPiece tokenizer over the given pieces; ids are positions in the list."""
+    ids = {piece: index for index, piece in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """From a vocab.txt, a folder written by save_pretrained, or a name that transformers can resolve."""
+    path = Path(name)
+    if path.is_file():
+        vocabulary = path.read_text(encoding="utf-8").split("\n")
+        vocabulary = vocabulary[:-1] if vocabulary[-1] == "" else vocabulary
+        missing = sorted(set(SPECIAL.values()) - set(vocabulary))
+        if missing:
+            raise UserError(f"{name} is no BERT vocabulary: it lacks {', '.join(missing)}; give a vocab.txt of WordPieces.")
+        return build_tokenizer(vocabulary)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer '{name}' is neither a file nor a folder nor a known name; give a vocab.txt.") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer '{name}' is not a fast one and gives no character offsets; give one that is.")
+    if not all(getattr(tokenizer, field) for field in SPECIAL):
+        raise UserError(f"tokenizer '{name}' lacks one of {', '.join(SPECIAL.values())}; give a BERT-like one.")
+    return tokenizer
+
+
+def get_tokenizer(name: str | None, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Load `name`, or train on `texts` where it is None."""
+    if name is not None:
+        return load_tokenizer(name)
+    vocabulary = train_vocabulary(texts, vocab_size)
+    if len(vocabulary) > vocab_size:
+        raise UserError(f"--vocab-size {vocab_size} is less than the {len(vocabulary)} characters of the captions need; raise it.")
+    return build_tokenizer(vocabulary)

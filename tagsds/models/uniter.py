@@ -1,0 +1,209 @@
+"""The shared encoder-generator: one BERT over word pieces and image regions (UNITER, arXiv 1909.11740), on packed pairs.
+
+Shapes: T = word pieces of the text table, R = regions of the image table, P = pairs, N = tokens of all pairs,
+K = tokens kept, H = hidden width, A = heads, D = width of a head.
+
+A pair's sequence is [CLS] w_1 .. w_n [SEP] r_1 .. r_m. Nothing is padded: a linear layer sees [N, H].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tagsds.data.pairs import Images, Pairs
+from tagsds.data.ragged import Ragged, offsets_of, positions_of
+from tagsds.kernels.attention import Sequences, packed_attention
+from tagsds.models.config import UniterConfig
+from tagsds.models.heads import Pooler, RegionClassHead, RegionFeatureHead, WordHead
+
+
+@dataclass
+class Layout:
+    """Where the pairs' tokens stand in the packed stream: `starts` int64 [P + 1], `text_lengths`, `image_lengths` int64 [P]."""
+
+    starts: Tensor
+    text_lengths: Tensor
+    image_lengths: Tensor
+
+    @staticmethod
+    def of(pairs: Pairs) -> Layout:
+        text = pairs.texts.lengths[pairs.text_of_pair]
+        image = pairs.images.lengths[pairs.image_of_pair]
+        return Layout(offsets_of(text + image), text, image)
+
+    def cls(self, pairs: Tensor | slice = slice(None)) -> Tensor:
+        """Stream positions of [CLS] of the given pairs."""
+        return self.starts[:-1][pairs]
+
+    def words(self, pairs: Tensor) -> Tensor:
+        """Stream positions of the word pieces between [CLS] and [SEP], pair by pair."""
+        return positions_of(self.starts[pairs] + 1, self.text_lengths[pairs] - 2)
+
+    def regions(self, pairs: Tensor) -> Tensor:
+        """Stream positions of the regions, pair by pair."""
+        return positions_of(self.starts[pairs] + self.text_lengths[pairs], self.image_lengths[pairs])
+
+
+class TextEmbedding(nn.Module):
+    """Word + position + token type 0, LayerNorm, dropout: Ragged pieces -> [T, H]."""
+
+    def __init__(self, config: UniterConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type = nn.Embedding(2, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, texts: Ragged) -> tuple[Tensor, Tensor]:
+        """Also returns the embedding of token type 1, [H], which the regions add."""
+        position = positions_of(torch.zeros_like(texts.lengths), texts.lengths)
+        types = self.token_type(torch.arange(2, device=texts.values.device))
+        x = self.word(texts.values) + self.position(position) + types[0]
+        return self.dropout(self.norm(x)), types[1]
+
+
+class ImageEmbedding(nn.Module):
+    """LN(W_f f) + LN(W_b b) + token type 1, LayerNorm, dropout: image table -> [R, H]. Regions carry no position."""
+
+    def __init__(self, config: UniterConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.feature = nn.Linear(config.region_dim, width)
+        self.feature_norm = nn.LayerNorm(width, eps=eps)
+        self.box = nn.Linear(7, width)
+        self.box_norm = nn.LayerNorm(width, eps=eps)
+        self.mask = nn.Parameter(torch.zeros(config.region_dim))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, images: Images, token_type: Tensor) -> Tensor:
+        feature = images.regions.values.to(self.feature.weight.dtype)
+        if images.masked is not None:  # a hidden feature is zero plus the learnt mask embedding
+            feature = torch.where(images.masked[:, None], self.mask, feature)
+        else:
+            feature = feature + 0 * self.mask  # every parameter takes part in every backward (ZeRO-3)
+        box = images.geometry.to(self.box.weight.dtype)
+        x = self.feature_norm(self.feature(feature)) + self.box_norm(self.box(box)) + token_type
+        return self.dropout(self.norm(x))
+
+
+class Layer(nn.Module):
+    """One post-LN transformer layer on a packed stream."""
+
+    def __init__(self, config: UniterConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.heads = config.num_attention_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.expand = nn.Linear(width, config.intermediate_size)
+        self.contract = nn.Linear(config.intermediate_size, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_dropout = config.attention_probs_dropout_prob
+
+    def forward(
+        self, x: Tensor, sequences: Sequences, gather: Tensor | None, keep: Tensor | None, kept: Sequences
+    ) -> Tensor:
+        """x [N, H] -> [K, H].
+
+        gather  int64 [N] or None: x is a table of distinct rows [T + R, H]; project each once, then lay the stream out.
+        keep    int64 [K] or None: stream positions whose output is wanted (K = N without it); the others serve as keys
+                and values only. `kept` divides the K among the sequences.
+        """
+        width = x.shape[-1]
+        qkv = self.qkv(x)
+        if gather is not None:
+            x, qkv = x.index_select(0, gather), qkv.index_select(0, gather)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in qkv.split(width, dim=-1))
+        if keep is not None:
+            x, query = x.index_select(0, keep), query.index_select(0, keep)
+        dropout = self.attention_dropout if self.training else 0.0
+        context = packed_attention(query, key, value, kept, sequences, dropout).flatten(1)
+        x = self.attention_norm(x + self.dropout(self.attention_out(context)))
+        return self.norm(x + self.dropout(self.contract(F.gelu(self.expand(x)))))
+
+
+class UniterModel(PreTrainedModel):
+    """Encoder and all heads. `forward` gives states; heads are modules of their own, called by who needs them."""
+
+    config_class = UniterConfig
+    base_model_prefix = "uniter"
+    _tied_weights_keys = {  # noqa: RUF012  (transformers' own convention)
+        "mlm.decoder.weight": "text_embedding.word.weight",
+        "correct.decoder.weight": "text_embedding.word.weight",
+    }
+
+    def __init__(self, config: UniterConfig) -> None:
+        super().__init__(config)
+        self.text_embedding = TextEmbedding(config)
+        self.image_embedding = ImageEmbedding(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = Pooler(config)
+        self.itm = nn.Linear(config.hidden_size, 2)
+        self.rank = nn.Linear(config.hidden_size, 1)
+        self.mlm = WordHead(config)
+        self.discriminate = nn.Linear(config.hidden_size, 2)
+        self.correct = WordHead(config)
+        self.region_feature = RegionFeatureHead(config)
+        self.region_class = RegionClassHead(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """BERT's initialisation: normal(0, 0.02), zero biases."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, ImageEmbedding):
+            nn.init.zeros_(module.mask)
+        elif isinstance(module, RegionFeatureHead):
+            nn.init.zeros_(module.bias)
+
+    def forward(self, pairs: Pairs, keep: Tensor | None = None) -> Tensor:
+        """States of the last layer, [K, H]: at the stream positions `keep` (int64 [K], ascending), or everywhere.
+
+        Positions come from `Layout.of(pairs)`. Each table row is embedded, and projected for the first layer, once.
+        """
+        text, token_type = self.text_embedding(pairs.texts)
+        image = self.image_embedding(pairs.images, token_type)
+        table = torch.cat([text, image])
+        text_starts = pairs.texts.offsets[pairs.text_of_pair]
+        image_starts = pairs.images.regions.offsets[pairs.image_of_pair] + text.shape[0]
+        layout = Layout.of(pairs)
+        starts = torch.stack([text_starts, image_starts], dim=1).flatten()
+        lengths = torch.stack([layout.text_lengths, layout.image_lengths], dim=1).flatten()
+        gather = positions_of(starts, lengths)
+
+        sequences = Sequences.of(layout.starts.diff())
+        kept = sequences
+        if keep is not None:
+            owner = torch.searchsorted(layout.starts, keep, right=True) - 1
+            kept = Sequences.of(torch.bincount(owner, minlength=len(pairs)))
+        x, last = table, len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            at_end = number == last
+            x = layer(
+                x,
+                sequences,
+                gather if number == 0 else None,
+                keep if at_end else None,
+                kept if at_end else sequences,
+            )
+        return x
+
+    def score(self, cls_states: Tensor) -> Tensor:
+        """Ranking logit of [CLS] states [P, H] -> float32 [P]; s(I, T) is its sigmoid."""
+        return self.rank(self.pooler(cls_states)).squeeze(-1).float()
