@@ -6,7 +6,7 @@ setup(
     name="tagsds",
     version="0.1.0",
     description="Image-text retrieval with an encoder that writes its own hard negatives, on DeepSpeed",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["tagsds", "tagsds.*", "preprocess", "preprocess.*"]),
     package_data={"tagsds": ["recipes/*.yaml", "templates/*.html"]},
     install_requires=[

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from preprocess.records import Caption, ImageRecord, PackOptions, Source
+from preprocess.resume import JOURNAL, finished, identify, prepare_folder
 from preprocess.shards import ShardEntry, ShardWriter, atomic, check_record, clip_spans, sha256_of, write_json
-from preprocess.spans import SpanFinder
+from preprocess.spans import SpanFinder, resolve
 from preprocess.tokenizer import get_tokenizer
 from tagsds.errors import UserError
 
 VERSION = "0.1.0"
-JOURNAL = ".journal"
-SAMPLE_BYTES = 1 << 20  # of a large input file, at either end, that count for its identity
-SHARD_NAME = re.compile(r"^[A-Za-z0-9_]+-\d{6}\.tar$")
 
 
 @dataclass(frozen=True)
@@ -44,25 +40,24 @@ class Packer:
 
     def __init__(self, source: Source, options: PackOptions, out: Path) -> None:
         self.source, self.options, self.out = source, options, out
-        self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(out / "tokenizer")
+        self.tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
         self.spans = SpanFinder(options.spans)
 
     def pack(self, job: Job) -> ShardEntry:
         """Write the shard, then its line in the journal."""
         entry = ShardEntry(job.file, 0, 0, 0, 0, "")
-        with atomic(self.out / job.file) as stream:
-            writer = ShardWriter(stream)
+        with atomic(self.out / job.file) as stream, ShardWriter(stream) as writer:
             for key in job.keys:
                 record = self.source.record(job.split, key)
                 check_record(record, self.source.feature_dim, self.source.num_classes)
-                record.captions = [c for caption in record.captions if (c := self.finish(caption, record, entry))]
+                finished_captions = (self.finish(caption, record, entry) for caption in record.captions)
+                record.captions = [caption for caption in finished_captions if caption is not None]
                 if record.captions:  # otherwise all of them were too long, and dropping was asked for
                     writer.write(record)
                     entry.samples += 1
                     entry.captions += len(record.captions)
                     entry.regions += len(record.regions)
                     entry.max_regions = max(entry.max_regions, len(record.regions))
-            writer.close()
         entry.bytes = (self.out / job.file).stat().st_size
         entry.sha256 = sha256_of(self.out / job.file)
         write_json(self.out / JOURNAL / f"{job.file}.json", asdict(entry))
@@ -70,7 +65,7 @@ class Packer:
 
     def finish(self, caption: Caption, record: ImageRecord, entry: ShardEntry) -> Caption | None:
         """Clean the white space, find the spans, hold the limit of word pieces; None where the caption is dropped."""
-        where = f"{record.origin}: caption {caption.id} of image {record.key}"
+        where = f"{record.captions_origin or record.origin}: caption {caption.id} of image {record.key}"
         if caption.spans is None:
             text = " ".join(caption.text.split())
             if not text:
@@ -101,6 +96,7 @@ _packer: Packer | None = None
 
 def _start_worker(source: Source, options: PackOptions, out: Path, parent: int) -> None:
     global _packer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _packer = Packer(source, options, out)
 
     def watch() -> None:  # a worker whose parent was killed would wait for work for ever
@@ -119,6 +115,7 @@ def _work(job: Job) -> ShardEntry:
 def pack_corpus(source: Source, options: PackOptions, out: Path) -> bool:
     """Write the whole corpus, or what is missing of it. False if it was complete already."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes are the parallelism here
+    options = replace(options, spans=resolve(options.spans))
     identity = identify(source, options)
     if not prepare_folder(out, identity, options.overwrite):
         return False
@@ -127,7 +124,7 @@ def pack_corpus(source: Source, options: PackOptions, out: Path) -> bool:
     if not jobs:
         raise UserError("the split holds no images; check --split and the captions file.")
     vocab_size = write_tokenizer(source, options, out)
-    done = finished(jobs, out)
+    done = finished([job.file for job in jobs], out)
     bar = tqdm(total=sum(map(len, splits.values())), unit="image", desc=f"pack {source.name}", mininterval=0.5)
     with bar:
         bar.update(sum(len(job.keys) for job in jobs if job.file in done))
@@ -141,16 +138,16 @@ def pack_corpus(source: Source, options: PackOptions, out: Path) -> bool:
     return True
 
 
-def run_jobs(
-    jobs: list[Job], source: Source, options: PackOptions, out: Path
-) -> Iterator[tuple[Job, ShardEntry]]:
+def run_jobs(jobs: list[Job], source: Source, options: PackOptions, out: Path) -> Iterator[tuple[Job, ShardEntry]]:
     """Pack the jobs in this process or in several; yields them as they finish."""
     if options.workers <= 1 or len(jobs) <= 1:
         if jobs:
             packer = Packer(source, options, out)
             yield from ((job, packer.pack(job)) for job in jobs)
         return
-    context = get_context("forkserver" if "forkserver" in _methods() else "spawn")
+    context = get_context(
+        "fork" if "fork" in get_all_start_methods() else "spawn"
+    )  # fork: the index is shared, not sent
     arguments = (source, options, out, os.getpid())
     with ProcessPoolExecutor(options.workers, context, _start_worker, arguments) as pool:
         futures = {pool.submit(_work, job): job for job in jobs}
@@ -160,3 +157,69 @@ def run_jobs(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def make_jobs(splits: dict[str, list[str]], shard_size: int) -> list[Job]:
+    """Consecutive images of a split, `shard_size` at a time."""
+    return [
+        Job(f"{split}-{start // shard_size:06d}.tar", split, keys[start : start + shard_size])
+        for split, keys in splits.items()
+        for start in range(0, len(keys), shard_size)
+    ]
+
+
+def write_tokenizer(source: Source, options: PackOptions, out: Path) -> int:
+    """Save the tokenizer beside the shards, trained on the first split (train where there is one); its size."""
+    splits = list(source.splits())
+    first = "train" if "train" in splits else splits[0]
+    tokenizer = get_tokenizer(options.tokenizer, source.texts(first), options.vocab_size)
+    tokenizer.save_pretrained(out / "tokenizer")
+    return len(tokenizer)
+
+
+def write_edits(source: Source, splits: dict[str, list[str]], out: Path) -> dict:
+    """Write edits/<split>/<kind>.json where the source has any; their counts and checksums."""
+    written: dict[str, dict] = {}
+    for split in splits:
+        for kind, rows in source.edits(split).items():
+            path = out / "edits" / split / f"{kind}.json"
+            write_json(path, {str(index): row for index, row in enumerate(rows)})
+            written.setdefault(split, {})[kind] = {"pairs": len(rows), "sha256": sha256_of(path)}
+    return written
+
+
+def manifest(
+    source: Source,
+    options: PackOptions,
+    identity: dict,
+    jobs: list[Job],
+    done: dict[str, ShardEntry],
+    vocab_size: int,
+    edits: dict,
+) -> dict:
+    """The contents of manifest.json."""
+    splits: dict[str, dict] = {}
+    for job in jobs:
+        entry = done[job.file]
+        split = splits.setdefault(job.split, {"images": 0, "captions": 0, "regions": 0, "shards": []})
+        split["images"] += entry.samples
+        split["captions"] += entry.captions
+        split["regions"] += entry.regions
+        split["shards"].append(entry.line())
+    entries = list(done.values())
+    return {
+        "format": "tagsds-shards",
+        "version": 1,
+        "feature_dim": source.feature_dim,
+        "num_classes": source.num_classes,
+        "class_names": source.class_names,
+        "max_regions": max(entry.max_regions for entry in entries),
+        "max_caption_pieces": max(entry.max_pieces for entry in entries),
+        "tokenizer": "tokenizer",
+        "vocab_size": vocab_size,
+        "splits": splits,
+        "edits": edits,
+        "captions_truncated": sum(entry.truncated for entry in entries),
+        "captions_dropped": sum(entry.dropped for entry in entries),
+        "made_by": {"command": "tagsds-pack", "source": source.name, "arguments": identity, "version": VERSION},
+    }

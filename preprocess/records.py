@@ -48,10 +48,11 @@ class ImageRecord:
     picture: bytes | None = None
     picture_type: str = "jpg"  # "jpg" or "png"
     origin: str = ""  # the file the regions come from, for error messages
+    captions_origin: str = ""  # the file the captions come from
 
 
 class Source(Protocol):
-    """A format: a light index (keys of a split in order, texts) and a record on demand. Must pickle to worker processes."""
+    """A format: a light index (keys of a split in order, texts) and a record on demand. Must pickle."""
 
     name: str
     feature_dim: int

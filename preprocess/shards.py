@@ -39,7 +39,9 @@ class ShardEntry:
 
     def line(self) -> dict:
         """The shard's entry in manifest.json."""
-        return {k: v for k, v in asdict(self).items() if k in ("file", "samples", "captions", "regions", "bytes", "sha256")}
+        return {
+            k: v for k, v in asdict(self).items() if k in ("file", "samples", "captions", "regions", "bytes", "sha256")
+        }
 
 
 @contextmanager
@@ -83,14 +85,16 @@ def check_record(record: ImageRecord, feature_dim: int, num_classes: int) -> Non
         raise UserError(f"{where} has no regions; use --empty-images whole or skip, or remove it from the split.")
     if record.regions.shape != (n, feature_dim):
         raise UserError(
-            f"{where}: features have shape {list(record.regions.shape)} where [{n}, {feature_dim}] is expected; extract it again."
+            f"{where}: features have shape {list(record.regions.shape)}, not [{n}, {feature_dim}]; extract it again."
         )
     if record.boxes.shape != (n, 4):
         raise UserError(f"{where}: boxes have shape {list(record.boxes.shape)} for {n} regions; extract it again.")
     for name, array in (("features", record.regions), ("boxes", record.boxes), ("scores", record.scores)):
         if array is not None and not np.isfinite(array.astype(np.float16)).all():
             row = int(np.argwhere(~np.isfinite(array.astype(np.float16)))[0][0])
-            raise UserError(f"{where}: {name} of region {row} are NaN or too large for float16; extract the image again.")
+            raise UserError(
+                f"{where}: {name} of region {row} are NaN or too large for float16; extract the image again."
+            )
     if record.boxes.min() < -BOX_SLACK or record.boxes.max() > 1 + BOX_SLACK:
         row = int(np.argwhere((record.boxes < -BOX_SLACK) | (record.boxes > 1 + BOX_SLACK))[0][0])
         raise UserError(f"{where}: box {row} lies outside the image; check that boxes and image size belong together.")
@@ -128,7 +132,10 @@ class ShardWriter:
         for name, payload in encode_sample(record):
             self._tar.write({"__key__": record.key, name: payload})
 
-    def close(self) -> None:
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         """End the archive; the stream stays open."""
         self._tar.close()
 

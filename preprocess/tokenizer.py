@@ -6,6 +6,8 @@ process, and a resumed run has to end with the same bytes.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tagsds.errors import UserError
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 PREFIX = "##"
 
 
@@ -32,23 +40,29 @@ def train_vocabulary(texts: Iterable[str], size: int) -> list[str]:
     pairs: Counter[tuple[str, str]] = Counter()
     holders: dict[tuple[str, str], set[str]] = defaultdict(set)
     for word, parts in pieces.items():
-        for pair in zip(parts, parts[1:]):
+        for pair in itertools.pairwise(parts):
             pairs[pair] += counts[word]
             holders[pair].add(word)
-    while len(vocabulary) < size and pairs:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        if pairs[best] <= 0:
-            break
+    queue = [(-count, pair) for pair, count in pairs.items()]
+    heapq.heapify(queue)
+    while len(vocabulary) < size and queue:
+        count, best = heapq.heappop(queue)
+        if pairs[best] != -count or count == 0:  # an entry that a later merge has made stale
+            continue
         merged = best[0] + best[1].removeprefix(PREFIX)
         vocabulary[merged] = None
+        changed: set[tuple[str, str]] = set()
         for word in holders.pop(best):
             for pair in zip(pieces[word], pieces[word][1:]):
                 pairs[pair] -= counts[word]
+                changed.add(pair)
             pieces[word] = _merge(pieces[word], best, merged)
             for pair in zip(pieces[word], pieces[word][1:]):
                 pairs[pair] += counts[word]
                 holders[pair].add(word)
-        del pairs[best]
+                changed.add(pair)
+        for pair in changed:
+            heapq.heappush(queue, (-pairs[pair], pair))
     return list(vocabulary)
 
 
@@ -97,13 +111,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         vocabulary = vocabulary[:-1] if vocabulary[-1] == "" else vocabulary
         missing = sorted(set(SPECIAL.values()) - set(vocabulary))
         if missing:
-            raise UserError(f"{name} is no BERT vocabulary: it lacks {', '.join(missing)}; give a vocab.txt of WordPieces.")
+            raise UserError(
+                f"{name} is no BERT vocabulary: it lacks {', '.join(missing)}; give a vocab.txt of WordPieces."
+            )
         return build_tokenizer(vocabulary)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer '{name}' is neither a file nor a folder nor a known name; give a vocab.txt.") from error
-    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer '{name}' is neither a file nor a folder nor a known name; give a vocab.txt."
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer '{name}' is not a fast one and gives no character offsets; give one that is.")
     if not all(getattr(tokenizer, field) for field in SPECIAL):
         raise UserError(f"tokenizer '{name}' lacks one of {', '.join(SPECIAL.values())}; give a BERT-like one.")
@@ -116,5 +134,7 @@ def get_tokenizer(name: str | None, texts: Iterable[str], vocab_size: int) -> Pr
         return load_tokenizer(name)
     vocabulary = train_vocabulary(texts, vocab_size)
     if len(vocabulary) > vocab_size:
-        raise UserError(f"--vocab-size {vocab_size} is less than the {len(vocabulary)} characters of the captions need; raise it.")
+        raise UserError(
+            f"--vocab-size {vocab_size} is less than the {len(vocabulary)} characters of the captions need; raise it."
+        )
     return build_tokenizer(vocabulary)

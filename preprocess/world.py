@@ -1,6 +1,7 @@
-"""The embedded corpus: scenes of two to five coloured shapes, drawn by the project, with sentences that are true of them.
+"""The embedded corpus: scenes of two to five coloured shapes, drawn by the project.
 
-Everything is a function of (seed, split, index): no file is read and no state is kept, so any process can make any image.
+Everything is a function of (seed, split, index): no file is read and no state is kept, so any process can make
+any image.
 """
 
 from __future__ import annotations

@@ -29,7 +29,13 @@ PHRASES = {  # relation -> ways to say it; the first word with a meaning carries
     "larger": ("larger than", "bigger than"),
     "smaller": ("smaller than",),
 }
-CARRIERS = {word for way in PHRASES.values() for text in way for word in text.split()} - {"of", "to", "the", "on", "than"}
+CARRIERS = {word for way in PHRASES.values() for text in way for word in text.split()} - {
+    "of",
+    "to",
+    "the",
+    "on",
+    "than",
+}
 LIST_FRAMES = ("", "", "a picture of", "there is", "the drawing shows", "we can see")
 COUNT_FRAMES = ("there are", "the picture has", "a drawing of", "we can see")
 ADDITIONS = (", and there is", ", with")

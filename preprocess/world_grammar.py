@@ -1,7 +1,7 @@
 """Captions of the drawn world: words with roles, the statements they make, and whether a scene agrees.
 
-A caption is a flat list of words; a statement refers to words by position. Replacing one word therefore edits the meaning
-and the text at once, and the same evaluator says whether the edited caption still holds.
+A caption is a flat list of words; a statement refers to words by position. Replacing one word therefore edits the
+meaning and the text at once, and the same evaluator says whether the edited caption still holds.
 
 Objects are compared by their centres in pixels. `margin` is how clearly a position has to hold: a true caption holds at
 TRUE_MARGIN, an edited one must fail at margin 0, so that borderline scenes are in neither class.
@@ -27,18 +27,26 @@ KIND_OF = {**{kind: kind for kind in KINDS}, **{plural: kind for kind, plural in
 
 # surface word -> meaning; a word is edited into one of the opposite list, which fits the same sentence
 RELATION_OF = {
-    "left": "left", "right": "right", "above": "above", "over": "above", "higher": "above", "below": "below",
-    "under": "below", "beneath": "below", "lower": "below", "bigger": "larger", "larger": "larger", "smaller": "smaller",
+    "left": "left", "right": "right", "above": "above", "over": "above", "higher": "above",
+    "below": "below", "under": "below", "beneath": "below", "lower": "below",
+    "bigger": "larger", "larger": "larger", "smaller": "smaller",
 }  # fmt: skip
 OPPOSITES = {
-    "left": ("right",), "right": ("left",), "above": ("below", "under", "beneath"), "over": ("below", "under", "beneath"),
+    "left": ("right",), "right": ("left",), "above": ("below", "under", "beneath"),
+    "over": ("below", "under", "beneath"),
     "below": ("above", "over"), "under": ("above", "over"), "beneath": ("above", "over"), "higher": ("lower",),
     "lower": ("higher",), "bigger": ("smaller",), "larger": ("smaller",), "smaller": ("larger", "bigger"),
     "leftmost": ("rightmost",), "rightmost": ("leftmost",), "highest": ("lowest",), "lowest": ("highest",),
     "top": ("bottom",), "bottom": ("top",),
 }  # fmt: skip
 EXTREMES = {"leftmost": ("x", 1), "rightmost": ("x", -1), "highest": ("y", 1), "lowest": ("y", -1)}
-SPAN_OF_ROLE = {"object": "object", "colour": "attribute", "size": "attribute", "count": "attribute", "relation": "relation"}
+SPAN_OF_ROLE = {
+    "object": "object",
+    "colour": "attribute",
+    "size": "attribute",
+    "count": "attribute",
+    "relation": "relation",
+}
 EDIT_KINDS = ("object", "colour", "size", "relation", "count")
 
 
@@ -133,7 +141,11 @@ class Sentence:
         if statement.op == "extreme":
             axis, sign = EXTREMES[stated[0]]
             return any(
-                all(sign * (getattr(other, axis) - getattr(thing, axis)) >= margin for other in scene if other is not thing)
+                all(
+                    sign * (getattr(other, axis) - getattr(thing, axis)) >= margin
+                    for other in scene
+                    if other is not thing
+                )
                 for thing in matching[0]
             )
         if statement.op == "corner":

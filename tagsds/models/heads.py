@@ -71,7 +71,7 @@ class RegionClassHead(nn.Module):
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
         self.transform = Transform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.num_region_classes)
+        self.decoder = nn.Linear(config.hidden_size, max(config.num_region_classes, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.transform(x))

@@ -87,7 +87,7 @@ class ImageEmbedding(nn.Module):
         if images.masked is not None:  # a hidden feature is zero plus the learnt mask embedding
             feature = torch.where(images.masked[:, None], self.mask, feature)
         else:
-            feature = feature + 0 * self.mask  # every parameter takes part in every backward (ZeRO-3)
+            token_type = token_type + 0 * self.mask.sum()  # every parameter takes part in every backward (ZeRO-3)
         box = images.geometry.to(self.box.weight.dtype)
         x = self.feature_norm(self.feature(feature)) + self.box_norm(self.box(box)) + token_type
         return self.dropout(self.norm(x))
@@ -110,18 +110,17 @@ class Layer(nn.Module):
         self.attention_dropout = config.attention_probs_dropout_prob
 
     def forward(
-        self, x: Tensor, sequences: Sequences, gather: Tensor | None, keep: Tensor | None, kept: Sequences
+        self, x: Tensor, qkv: Tensor | None, sequences: Sequences, keep: Tensor | None, kept: Sequences
     ) -> Tensor:
         """x [N, H] -> [K, H].
 
-        gather  int64 [N] or None: x is a table of distinct rows [T + R, H]; project each once, then lay the stream out.
-        keep    int64 [K] or None: stream positions whose output is wanted (K = N without it); the others serve as keys
-                and values only. `kept` divides the K among the sequences.
+        qkv   [N, 3H], self.qkv(x) where it is known already (first layer: computed once per table row), else None.
+        keep  int64 [K] or None: stream positions whose output is wanted (K = N without it); the others serve as keys and
+              values only. `kept` divides the K among the sequences.
         """
         width = x.shape[-1]
-        qkv = self.qkv(x)
-        if gather is not None:
-            x, qkv = x.index_select(0, gather), qkv.index_select(0, gather)
+        if qkv is None:
+            qkv = self.qkv(x)
         query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in qkv.split(width, dim=-1))
         if keep is not None:
             x, query = x.index_select(0, keep), query.index_select(0, keep)
@@ -129,6 +128,16 @@ class Layer(nn.Module):
         context = packed_attention(query, key, value, kept, sequences, dropout).flatten(1)
         x = self.attention_norm(x + self.dropout(self.attention_out(context)))
         return self.norm(x + self.dropout(self.contract(F.gelu(self.expand(x)))))
+
+
+@dataclass
+class Table:
+    """What does not depend on the pairing, one row a word piece or region: `x` [T + R, H] embeddings, `qkv` [T + R, 3H] their
+    projection in the first layer; text rows first, `image_start` = T."""
+
+    x: Tensor
+    qkv: Tensor
+    image_start: int
 
 
 class UniterModel(PreTrainedModel):
@@ -172,17 +181,22 @@ class UniterModel(PreTrainedModel):
         elif isinstance(module, RegionFeatureHead):
             nn.init.zeros_(module.bias)
 
-    def forward(self, pairs: Pairs, keep: Tensor | None = None) -> Tensor:
+    def embed(self, texts: Ragged, images: Images) -> Table:
+        """Both tables, each row once however many pairs use it."""
+        text, token_type = self.text_embedding(texts)
+        x = torch.cat([text, self.image_embedding(images, token_type)])
+        return Table(x, self.layers[0].qkv(x), text.shape[0])
+
+    def forward(self, pairs: Pairs, keep: Tensor | None = None, table: Table | None = None) -> Tensor:
         """States of the last layer, [K, H]: at the stream positions `keep` (int64 [K], ascending), or everywhere.
 
-        Positions come from `Layout.of(pairs)`. Each table row is embedded, and projected for the first layer, once.
+        Positions come from `Layout.of(pairs)`. `table` is `embed(pairs.texts, pairs.images)` where it is known already.
         """
-        text, token_type = self.text_embedding(pairs.texts)
-        image = self.image_embedding(pairs.images, token_type)
-        table = torch.cat([text, image])
-        text_starts = pairs.texts.offsets[pairs.text_of_pair]
-        image_starts = pairs.images.regions.offsets[pairs.image_of_pair] + text.shape[0]
+        if table is None:
+            table = self.embed(pairs.texts, pairs.images)
         layout = Layout.of(pairs)
+        text_starts = pairs.texts.offsets[pairs.text_of_pair]
+        image_starts = pairs.images.regions.offsets[pairs.image_of_pair] + table.image_start
         starts = torch.stack([text_starts, image_starts], dim=1).flatten()
         lengths = torch.stack([layout.text_lengths, layout.image_lengths], dim=1).flatten()
         gather = positions_of(starts, lengths)
@@ -192,17 +206,10 @@ class UniterModel(PreTrainedModel):
         if keep is not None:
             owner = torch.searchsorted(layout.starts, keep, right=True) - 1
             kept = Sequences.of(torch.bincount(owner, minlength=len(pairs)))
-        x, last = table, len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            at_end = number == last
-            x = layer(
-                x,
-                sequences,
-                gather if number == 0 else None,
-                keep if at_end else None,
-                kept if at_end else sequences,
-            )
-        return x
+        x, qkv = table.x.index_select(0, gather), table.qkv.index_select(0, gather)
+        for layer in self.layers[:-1]:
+            x, qkv = layer(x, qkv, sequences, None, sequences), None
+        return self.layers[-1](x, qkv, sequences, keep, kept)
 
     def score(self, cls_states: Tensor) -> Tensor:
         """Ranking logit of [CLS] states [P, H] -> float32 [P]; s(I, T) is its sigmoid."""

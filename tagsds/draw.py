@@ -7,6 +7,7 @@ so be replayed alone, and 1 rank x 2 accumulations draws what 2 ranks x 1 draw.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 
@@ -19,3 +20,15 @@ def seed_of(*key: int | str) -> int:
 
 def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed_of(*key))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Names one micro-batch: (seed, optimiser step, slot)."""
+
+    seed: int
+    step: int
+    slot: int
+
+    def generator(self, device: torch.device | str, purpose: str) -> torch.Generator:
+        return generator(device, self.seed, self.step, self.slot, purpose)

@@ -1,0 +1,223 @@
+"""Source `butd-tsv`: output of the bottom-up-attention detector, a line an image, arrays in base64.
+
+Two layouts are known by their number of columns. 10: img_id, img_h, img_w, objects_id i64, objects_conf f32,
+attrs_id i64, attrs_conf f32, num_boxes, boxes f32 [n, 4] pixels, features f32 [n, D]. 6 (the first release):
+image_id, image_w, image_h, num_boxes, boxes, features; it has no confidences. The index holds where each line begins,
+never the features.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess.records import ImageRecord
+from preprocess.sources.boxes import fractions
+from preprocess.sources.karpathy import CaptionIndex, image_key, read_index
+from tagsds.errors import UserError
+
+CONFIDENCE = 0.2  # regions above it are kept,
+FEWEST, MOST = 10, 100  # but at least and at most so many
+FIXED = 36
+COLUMNS = {
+    10: (
+        "img_id",
+        "img_h",
+        "img_w",
+        "objects_id",
+        "objects_conf",
+        "attrs_id",
+        "attrs_conf",
+        "num_boxes",
+        "boxes",
+        "features",
+    ),
+    6: ("img_id", "img_w", "img_h", "num_boxes", "boxes", "features"),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where the line of an image is."""
+
+    file: Path
+    offset: int  # bytes
+    length: int  # bytes
+    num_boxes: int
+
+
+@dataclass
+class ButdTsvSource:
+    """Index of the lines that the split needs."""
+
+    index: CaptionIndex
+    lines: dict[str, Line]
+    files: list[Path]
+    select: str
+    num_classes: int
+    class_names: list[str] = field(default_factory=list)
+    feature_dim: int = 0
+    name: str = "butd-tsv"
+
+    @classmethod
+    def read(
+        cls, tsv: list[Path], captions: list[Path], split: Path, class_names: Path | None,
+        select: str, soft_classes: int, empty_images: str,
+    ) -> ButdTsvSource:  # fmt: skip
+        """Read captions and split, and find the line of each image. `empty_images`: error or skip."""
+        files = [*tsv, *captions, split, *([class_names] if class_names else [])]
+        for path in files:
+            if not path.is_file():
+                raise UserError(f"{path} does not exist; check the path.")
+        index = read_index(captions, split)
+        names: list[str] = []
+        if class_names is not None and soft_classes:
+            names = [line.split(",")[0].strip() for line in class_names.read_text(encoding="utf-8").splitlines()]
+            if len(names) != soft_classes:
+                raise UserError(
+                    f"{class_names} names {len(names)} classes, --soft-classes says {soft_classes}; make them agree."
+                )
+        source = cls(index, {}, files, select, soft_classes, names)
+        for path in tsv:
+            source._scan(path, {_lookup(key) for keys in index.splits.values() for key in keys})
+        source._settle_missing(tsv, empty_images)
+        first = next(iter(source.lines))
+        source.feature_dim = source._arrays(first)["features"].shape[1]
+        return source
+
+    def _scan(self, path: Path, wanted: set[str]) -> None:
+        offset = 0
+        with open(path, "rb") as stream:
+            for number, line in enumerate(stream, 1):
+                fields = line.count(b"\t") + 1
+                if line.strip():
+                    if fields not in COLUMNS:
+                        raise UserError(
+                            f"{path}, line {number} has {fields} columns where 6 or 10 are expected; "
+                            "the file may be cut short: copy it again."
+                        )
+                    at = COLUMNS[fields].index("num_boxes")
+                    head = line.split(b"\t", at + 1)
+                    key = _lookup(image_key(head[0].decode()))
+                    if key in wanted:
+                        if key in self.lines:
+                            raise UserError(
+                                f"{path}, line {number}: image {key} is there twice; remove one of the lines."
+                            )
+                        if not head[at].isdigit():
+                            raise UserError(
+                                f"{path}, line {number}: '{head[at].decode()}' boxes of image {key}; extract it again."
+                            )
+                        self.lines[key] = Line(path, offset, len(line), int(head[at]))
+                offset += len(line)
+
+    def _settle_missing(self, tsv: list[Path], empty_images: str) -> None:
+        """Images of the split that have no line are an error, those without boxes an error or skipped."""
+        for split, keys in self.index.splits.items():
+            for key in keys:
+                line = self.lines.get(_lookup(key))
+                if line is None:
+                    names = ", ".join(str(path) for path in tsv)
+                    raise UserError(
+                        f"image {key} of split '{split}' is not in {names}; give its file too or remove it."
+                    )
+                if line.num_boxes == 0 and empty_images == "error":
+                    raise UserError(
+                        f"{line.file}: image {key} has no regions; use --empty-images skip or extract it again."
+                    )
+            self.index.splits[split] = [key for key in keys if self.lines[_lookup(key)].num_boxes]
+        self.index.splits = {split: keys for split, keys in self.index.splits.items() if keys}
+        if not self.index.splits:
+            raise UserError(f"{tsv[0]}: no image of the split has regions; extract them again.")
+        self.lines = {key: line for key, line in self.lines.items() if line.num_boxes}
+
+    def splits(self) -> dict[str, list[str]]:
+        """Keys in the order of the split file."""
+        return self.index.splits
+
+    def texts(self, split: str) -> Iterable[str]:
+        """Captions of a split."""
+        return self.index.texts(split)
+
+    def edits(self, split: str) -> dict[str, list[dict[str, str]]]:
+        """None."""
+        return {}
+
+    def record(self, split: str, key: str) -> ImageRecord:
+        """Features float32 [n, D], boxes as fractions, confidences, soft labels if asked for; most confident first."""
+        line = self.lines[_lookup(key)]
+        where = f"{line.file}: image {key}"
+        row = self._arrays(_lookup(key))
+        confidence = row.get("objects_conf")
+        if confidence is None and self.select == "confidence":
+            raise UserError(f"{where} has no confidences (6 columns); use --select fixed36.")
+        if confidence is not None and not np.isfinite(confidence).all():
+            raise UserError(f"{where}: a confidence is NaN; extract the image again.")
+        keep = choose(confidence, line.num_boxes, self.select)
+        classes = None
+        if self.num_classes:
+            if confidence is None:
+                raise UserError(f"{where} has no classes (6 columns); leave --soft-classes out.")
+            classes = soft_labels(row["objects_id"][keep], confidence[keep], self.num_classes, where)
+        return ImageRecord(
+            key=key,
+            regions=row["features"][keep],
+            boxes=fractions(row["boxes"][keep].astype(np.float64), row["size"], where),
+            captions=list(self.index.captions[key]),
+            scores=None if confidence is None else confidence[keep],
+            classes=classes,
+            origin=str(line.file),
+            captions_origin=self.index.origin,
+        )
+
+    def _arrays(self, key: str) -> dict:
+        """The arrays of a line by column name, and size = (width, height) in pixels."""
+        line = self.lines[key]
+        with open(line.file, "rb") as stream:
+            stream.seek(line.offset)
+            fields = stream.read(line.length).rstrip(b"\r\n").split(b"\t")
+        row = dict(zip(COLUMNS[len(fields)], fields))
+        n = line.num_boxes
+        try:
+            found: dict = {"size": (int(row["img_w"]), int(row["img_h"]))}
+            found["boxes"] = _array(row["boxes"], np.float32).reshape(n, 4)
+            found["features"] = _array(row["features"], np.float32).reshape(n, -1)
+            if "objects_conf" in row:
+                found["objects_conf"] = _array(row["objects_conf"], np.float32).reshape(n)
+                found["objects_id"] = _array(row["objects_id"], np.int64).reshape(n)
+        except (ValueError, binascii.Error) as error:
+            raise UserError(f"{line.file}: the line of image {key} is damaged ({error}); extract it again.") from error
+        return found
+
+
+def choose(confidence: NDArray | None, num_boxes: int, how: str) -> NDArray[np.int64]:
+    """Which regions are kept, int64 [n], the most confident first (in file order where there is no confidence)."""
+    order = np.arange(num_boxes) if confidence is None else np.argsort(-confidence, kind="stable")
+    if how == "fixed36" or confidence is None:
+        return order[:FIXED]
+    return order[: min(max(int((confidence > CONFIDENCE).sum()), FEWEST), MOST)]
+
+
+def soft_labels(ids: NDArray, confidence: NDArray, width: int, where: str) -> NDArray[np.float32]:
+    """[n, width]: the confidence at the detected class, the rest spread evenly over the other classes."""
+    if ids.min() < 0 or ids.max() >= width:
+        raise UserError(f"{where}: class {int(ids.max())} is not below --soft-classes {width}; raise it.")
+    confidence = confidence.clip(0.0, 1.0).astype(np.float64)
+    labels = np.repeat(((1.0 - confidence) / max(width - 1, 1))[:, None], width, axis=1)
+    labels[np.arange(len(ids)), ids] = confidence
+    return labels.astype(np.float32)
+
+
+def _lookup(key: str) -> str:
+    """Numbers compare as numbers: '132417' and '000000132417' are one image."""
+    return str(int(key)) if key.isdigit() else key
+
+
+def _array(field: bytes, dtype: type) -> NDArray:
+    return np.frombuffer(base64.b64decode(field, validate=True), dtype=dtype)

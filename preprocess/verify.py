@@ -1,0 +1,187 @@
+"""tagsds-pack --verify: checksums, counts, shapes and values of a packed folder; the first fault ends it."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from preprocess.records import SPAN_KINDS
+from preprocess.shards import sha256_of, span_problem
+from tagsds.errors import UserError
+
+AGAIN = "pack again with --overwrite, or copy the file again"
+NEEDED = ("regions.npy", "boxes.npy", "captions.json")
+KNOWN = (*NEEDED, "scores.npy", "classes.npy", "image.jpg", "image.png")
+COUNTS = ("samples", "captions", "regions")
+SUM_TOLERANCE = 0.02  # of a row of float16 soft labels that should sum to 1
+
+
+def verify_corpus(out: Path) -> str:
+    """Check everything; a sentence with the counts, or UserError."""
+    manifest = read_manifest(out)
+    tokenizer = _tokenizer(out, manifest)
+    seen: set[str] = set()
+    most_regions = most_pieces = 0
+    totals = []
+    for split, part in manifest["splits"].items():
+        sums = dict.fromkeys(COUNTS, 0)
+        for shard in tqdm(part["shards"], desc=f"verify {split}", unit="shard"):
+            _check_file(out / shard["file"], shard)
+            counts = dict.fromkeys(COUNTS, 0)
+            for key, members in read_samples(out / shard["file"]):
+                where = f"{out / shard['file']}: image {key}"
+                if key in seen:
+                    raise UserError(f"{where} is in the corpus twice; {AGAIN}.")
+                seen.add(key)
+                regions, captions = check_sample(where, members, manifest)
+                lengths = [len(ids) for ids in tokenizer([c["text"] for c in captions])["input_ids"]]
+                most_pieces, most_regions = max(most_pieces, *lengths), max(most_regions, regions)
+                for name, value in zip(COUNTS, (1, len(captions), regions)):
+                    counts[name] += value
+            _compare(out / shard["file"], counts, shard)
+            sums = {name: sums[name] + counts[name] for name in COUNTS}
+        _compare(f"{out}: split {split}", sums, {**part, "samples": part["images"]})
+        totals.append(f"{split} {sums['samples']} images, {sums['captions']} captions, {sums['regions']} regions")
+    for name, value in (("max_regions", most_regions), ("max_caption_pieces", most_pieces)):
+        if manifest[name] != value:
+            raise UserError(f"{out / 'manifest.json'} says {name} {manifest[name]}, the shards hold {value}; {AGAIN}.")
+    _check_edits(out, manifest)
+    return f"{out} is sound: {'; '.join(totals)}."
+
+
+def read_manifest(out: Path) -> dict:
+    """The manifest; UserError where the folder holds no finished corpus."""
+    path = out / "manifest.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist, so the corpus is unfinished; run the tagsds-pack command that made it again."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON; {AGAIN}.") from error
+    if manifest.get("format") != "tagsds-shards" or manifest.get("version") != 1:
+        raise UserError(f"{path} is no manifest of tagsds-shards version 1; {AGAIN}.")
+    return manifest
+
+
+def _tokenizer(out: Path, manifest: dict) -> PreTrainedTokenizerFast:
+    folder = out / manifest["tokenizer"]
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no tokenizer that loads; {AGAIN}.") from error
+    if len(tokenizer) != manifest["vocab_size"]:
+        raise UserError(f"{folder} has {len(tokenizer)} pieces, the manifest says {manifest['vocab_size']}; {AGAIN}.")
+    return tokenizer
+
+
+def _check_file(path: Path, shard: dict) -> None:
+    """Existence, length and checksum of a shard."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {AGAIN}.")
+    size = path.stat().st_size
+    if size != shard["bytes"]:
+        state = "cut short" if size < shard["bytes"] else "too long"
+        raise UserError(f"{path} is {state}: {size} bytes where the manifest says {shard['bytes']}; {AGAIN}.")
+    if sha256_of(path) != shard["sha256"]:
+        raise UserError(f"{path} has another checksum than the manifest says; {AGAIN}.")
+
+
+def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample of a tar, in order."""
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                stem, _, name = info.name.partition(".")
+                if stem != key:
+                    if key is not None:
+                        yield key, members
+                    key, members = stem, {}
+                stream = tar.extractfile(info)
+                members[name] = stream.read() if stream else b""
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is no tar that can be read ({error}); {AGAIN}.") from error
+    if key is not None:
+        yield key, members
+
+
+def check_sample(where: str, members: dict[str, bytes], manifest: dict) -> tuple[int, list[dict]]:
+    """Shapes, dtypes and values of one sample; returns (regions, captions)."""
+    for name in NEEDED:
+        if name not in members:
+            raise UserError(f"{where} lacks {name}; {AGAIN}.")
+    for name in members:
+        if name not in KNOWN:
+            raise UserError(f"{where} has the unknown member {name}; {AGAIN}.")
+    arrays = {name[:-4]: _load(where, name, data) for name, data in members.items() if name.endswith(".npy")}
+    n, width = len(arrays["regions"]), manifest["num_classes"]
+    expected = {
+        "regions": (np.float16, (n, manifest["feature_dim"])),
+        "boxes": (np.float32, (n, 4)),
+        "scores": (np.float16, (n,)),
+        "classes": (np.float16, (n, width)),
+    }
+    for name, array in arrays.items():
+        dtype, shape = expected[name]
+        if array.dtype != dtype or array.shape != shape:
+            found = f"{array.dtype} {list(array.shape)}"
+            raise UserError(f"{where}: {name} is {found}, not {np.dtype(dtype)} {list(shape)}; {AGAIN}.")
+        if not np.isfinite(array).all():
+            raise UserError(f"{where}: {name} holds NaN or infinity; {AGAIN}.")
+    boxes = arrays["boxes"]
+    if n == 0:
+        raise UserError(f"{where} has no regions; {AGAIN}.")
+    if boxes.min() < 0 or boxes.max() > 1:
+        raise UserError(f"{where}: a box lies outside 0..1; {AGAIN}.")
+    if width and "classes" not in arrays:
+        raise UserError(f"{where} lacks classes.npy though the manifest has {width} classes; {AGAIN}.")
+    if "classes" in arrays and (abs(arrays["classes"].astype(np.float64).sum(1) - 1) > SUM_TOLERANCE).any():
+        raise UserError(f"{where}: a row of classes does not sum to 1; {AGAIN}.")
+    return n, _captions(where, members["captions.json"])
+
+
+def _load(where: str, name: str, data: bytes) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{where}: {name} is no array that can be read; {AGAIN}.") from error
+
+
+def _captions(where: str, data: bytes) -> list[dict]:
+    try:
+        captions = json.loads(data)
+        for caption in captions:
+            problem = span_problem(caption["text"], caption["spans"])
+            if any(span["kind"] not in SPAN_KINDS for span in caption["spans"]):
+                problem = "a span has an unknown kind"
+            if problem is not None or not isinstance(caption["id"], str):
+                raise UserError(f"{where}: caption {caption['id']}: {problem or 'the id is no string'}; {AGAIN}.")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: captions.json does not hold id, text and spans; {AGAIN}.") from error
+    if not captions:
+        raise UserError(f"{where} has no captions; {AGAIN}.")
+    return captions
+
+
+def _compare(where: Path | str, found: dict, said: dict) -> None:
+    for name in COUNTS:
+        if found[name] != said[name]:
+            raise UserError(f"{where} holds {found[name]} {name}, the manifest says {said[name]}; {AGAIN}.")
+
+
+def _check_edits(out: Path, manifest: dict) -> None:
+    for split, kinds in manifest.get("edits", {}).items():
+        for kind, said in kinds.items():
+            path = out / "edits" / split / f"{kind}.json"
+            if not path.is_file() or sha256_of(path) != said["sha256"]:
+                raise UserError(f"{path} is missing or not what the manifest says; {AGAIN}.")

@@ -1,0 +1,216 @@
+"""All settings of a run: dataclasses < recipe YAML < command line. OmegaConf parses and checks; an unknown key is an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tagsds.errors import UserError, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class ModelConfig:
+    """Sizes of a model built from scratch; `init` takes them from its checkpoint."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float = 0.1
+    """of hidden states and attention weights"""
+
+
+@dataclass
+class DataConfig:
+    split: str = "train"
+    max_gib: float = 64.0
+    """memory one rank may fill with the corpus; a larger one is walked through in a window of shards"""
+    window_steps: int = 500
+    """steps drawn from one window before the next is loaded"""
+    on_device: bool = True
+    """keep the bank on the GPU where there is one"""
+    checksum: bool = True
+    """hold each shard against the manifest's sha256 while loading"""
+
+
+@dataclass
+class BatchConfig:
+    pairs: int = 32
+    """true pairs of one micro-batch on one rank (the paper's "acc")"""
+    tokens: int = 0
+    """if set: `pairs` becomes this many tokens divided by the corpus's mean tokens of a pair"""
+    accumulation: int = 1
+    """micro-batches of one optimiser step on one rank"""
+
+
+@dataclass
+class OptimiserConfig:
+    name: str = "adamw"
+    """adamw (DeepSpeed's fused one on GPUs, its CPU one under offload, torch's elsewhere) or apex"""
+    lr: float = 5e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    weight_decay: float = 0.01
+    """not on biases and LayerNorm"""
+    clip: float = 2.0
+    """largest norm of the gradient; 0 = off"""
+    steps: int = 5000
+    warmup_steps: int = 500
+    """linear warm-up, then linear decay to zero at `steps`"""
+
+
+@dataclass
+class PretrainConfig:
+    mix: dict[str, int] = field(default_factory=lambda: {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 1, "mrc": 0})
+    """one task per optimiser step, drawn with these odds"""
+    mask_probability: float = 0.15
+    wra_weight: float = 0.1
+
+
+@dataclass
+class NegativesConfig:
+    count: int = 399
+    """random images of each caption, and random captions of each image, that are scored"""
+    keep: int = 31
+    """K: the hardest of them that enter the loss, and the hardest written sentences likewise"""
+    shared: bool = False
+    """take the other pairs of the micro-batch instead of `count` random ones: one score serves both directions"""
+    dtype: str = "model"
+    """model or bf16: precision of scores that only choose negatives"""
+
+
+@dataclass
+class SyntheticConfig:
+    maskings: int = 20
+    refills: int = 20
+    tau: float = 1.5
+    """temperature of the refilling softmax"""
+    mask_probability: float = 0.15
+
+
+@dataclass
+class LossConfig:
+    margin: float = 0.2
+    t2i: float = 1.0
+    i2t: float = 1.0
+    syn: float = 0.0
+    """lambda_syn; with mlm, disc and corr all zero no sentence is written"""
+    mlm: float = 0.0
+    disc: float = 0.0
+    corr: float = 0.0
+    weight_replaced: float = 1.0
+    weight_kept: float = 0.11
+
+
+@dataclass
+class LogConfig:
+    every: int = 10
+    """steps between two rows of TensorBoard and log.jsonl"""
+    panel_every: int = 250
+    """steps between two text panels"""
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    examples: int = 24
+    """dev captions whose written negatives go into examples.json at the end"""
+
+
+@dataclass
+class RunConfig:
+    """Everything a run depends on besides the shards and the DeepSpeed file."""
+
+    objective: str = "retrieval"
+    """pretrain or retrieval"""
+    recipe: str = ""
+    description: str = ""
+    seed: int = 42
+    data_folder: str = ""
+    init: str = ""
+    """a run folder, a folder inside it or a Hugging Face folder to start from; empty: from scratch"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
+    """The resolved configuration of a recipe (a name in tagsds/recipes or a YAML file) and key=value overrides."""
+    path = Path(recipe) if recipe.endswith(".yaml") else RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        raise UserError(f"no recipe '{recipe}': {nearest(recipe, recipe_names())}")
+    schema = OmegaConf.structured(RunConfig)
+    layers = [*_with_parents(path), (OmegaConf.create({"recipe": path.stem}), str(path))]
+    for text in overrides or []:
+        if "=" not in text:
+            raise UserError(f"'{text}' on the command line is not of the form key=value.")
+        layers.append((OmegaConf.from_dotlist([text]), "the command line"))
+    for layer, where in layers:
+        _check_keys(schema, layer, where)
+        try:
+            schema = OmegaConf.merge(schema, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    config = OmegaConf.to_object(schema)
+    assert isinstance(config, RunConfig)
+    check(config)
+    return config
+
+
+def _with_parents(path: Path) -> list[tuple[DictConfig, str]]:
+    """A recipe may name another as `base:`; the base's keys come first."""
+    layer = OmegaConf.load(path)
+    if not isinstance(layer, DictConfig):
+        raise UserError(f"{path} holds no mapping of keys to values.")
+    base = layer.pop("base", None)
+    return [*(_with_parents(path.parent / f"{base}.yaml") if base else []), (layer, str(path))]
+
+
+def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:
+    for key in layer:
+        if key not in schema:
+            raise UserError(f"{where}: unknown key '{prefix}{key}': {nearest(str(key), map(str, schema))}")
+        # pretrain.mix is a free mapping of tasks
+        if isinstance(layer[key], DictConfig) and isinstance(schema[key], DictConfig):
+            _check_keys(schema[key], layer[key], where, f"{prefix}{key}.")
+
+
+def check(config: RunConfig) -> None:
+    """What can be known to be wrong before anything is loaded."""
+    if config.objective not in ("pretrain", "retrieval"):
+        raise UserError(f"objective '{config.objective}': {nearest(config.objective, ('pretrain', 'retrieval'))}")
+    if config.negatives.dtype not in ("model", "bf16"):
+        raise UserError(f"negatives.dtype '{config.negatives.dtype}': known: model, bf16.")
+    if config.optimiser.name not in ("adamw", "apex"):
+        raise UserError(f"optimiser.name '{config.optimiser.name}': known: adamw, apex.")
+    positive = {
+        "batch.pairs": config.batch.pairs,
+        "batch.accumulation": config.batch.accumulation,
+        "optimiser.steps": config.optimiser.steps,
+        "negatives.count": config.negatives.count,
+        "negatives.keep": config.negatives.keep,
+        "synthetic.maskings": config.synthetic.maskings,
+        "synthetic.refills": config.synthetic.refills,
+        "synthetic.tau": config.synthetic.tau,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{key}={value} must be above zero.")
+    if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
+        raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))

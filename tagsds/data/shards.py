@@ -1,0 +1,186 @@
+"""Shards -> bank: checked against the manifest, tokenised once, spans turned from characters into word-piece positions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from tqdm import tqdm
+
+from tagsds.data.bank import Bank
+from tagsds.data.ragged import Ragged
+from tagsds.data.vocabulary import load_tokenizer
+from tagsds.errors import UserError, nearest
+
+
+@dataclass
+class Manifest:
+    """`manifest.json` of a packed corpus; the contract is in preprocess/README.md."""
+
+    folder: Path
+    feature_dim: int
+    num_classes: int
+    class_names: list[str]
+    vocab_size: int
+    max_regions: int
+    max_caption_pieces: int
+    splits: dict[str, Any]
+
+    def shards(self, split: str) -> list[dict[str, Any]]:
+        """The split's shards in order, each {file, samples, captions, regions, bytes, sha256}."""
+        if split not in self.splits:
+            raise UserError(f"{self.folder / 'manifest.json'} has no split '{split}': {nearest(split, self.splits)}")
+        return self.splits[split]["shards"]
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make the shards with `tagsds-pack SOURCE ... --out {folder}`.")
+    try:
+        raw = json.loads(path.read_text())
+        fields = [name for name in Manifest.__dataclass_fields__ if name != "folder"]
+        return Manifest(Path(folder), **{name: raw[name] for name in fields})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest of tagsds-pack ({error}); pack the corpus again.") from error
+
+
+def check_shard(folder: Path, shard: dict[str, Any], checksum: bool = True) -> Path:
+    """The shard's path, once its size and sha256 agree with the manifest."""
+    path = folder / shard["file"]
+    if not path.is_file():
+        raise UserError(f"{path} is named in the manifest but missing; copy it again or run tagsds-pack again.")
+    size = path.stat().st_size
+    if size != shard["bytes"]:
+        raise UserError(f"{path} has {size} bytes where the manifest says {shard['bytes']} (truncated?); copy it again.")
+    if checksum:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard["sha256"]:
+            raise UserError(f"{path} has another sha256 ({found[:12]}...) than the manifest says; copy it again.")
+    return path
+
+
+def read_samples(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Raw samples ({'__key__', 'regions.npy': bytes, ...}) in the order of the shards."""
+    urls = [str(path) for path in paths]
+    yield from webdataset.DataPipeline(webdataset.SimpleShardList(urls), webdataset.tarfile_to_samples())
+
+
+def load_bank(
+    folder: Path | str, split: str, first: int | None = None, checksum: bool = True, progress: bool = False
+) -> tuple[Bank, Manifest]:
+    """All images of a split (or the first N), in the order of the split, with all their captions."""
+    manifest = read_manifest(folder)
+    shards, taken = [], 0
+    for shard in manifest.shards(split):
+        if first is None or taken < first:
+            shards.append(shard)
+            taken += shard["samples"]
+    return load_shards(manifest, shards, first, checksum, progress), manifest
+
+
+def load_shards(
+    manifest: Manifest,
+    shards: list[dict[str, Any]],
+    first: int | None = None,
+    checksum: bool = True,
+    progress: bool = False,
+) -> Bank:
+    """A bank of the given shards."""
+    tokenizer = load_tokenizer(manifest.folder / "tokenizer")
+    regions, boxes, classes, keys = [], [], [], []
+    texts: list[str] = []
+    spans: list[list[dict[str, Any]]] = []
+    image_of_caption: list[int] = []
+    bar = tqdm(total=sum(s["samples"] for s in shards), desc="load", unit="image", disable=not progress, leave=False)
+    for shard in shards:
+        path = check_shard(manifest.folder, shard, checksum)
+        for sample in read_samples([path]):
+            if first is not None and len(keys) >= first:
+                break
+            key = sample["__key__"]
+            array = _npy(sample, "regions.npy", path)
+            if not np.isfinite(array).all():
+                raise UserError(f"{path}, sample {key}: regions.npy holds NaN or infinity; extract this image again.")
+            if array.ndim != 2 or array.shape[1] != manifest.feature_dim or len(array) == 0:
+                raise UserError(
+                    f"{path}, sample {key}: regions.npy has shape {array.shape}, not [n > 0, {manifest.feature_dim}]."
+                )
+            for caption in json.loads(sample["captions.json"]):
+                texts.append(caption["text"])
+                spans.append(caption.get("spans", []))
+                image_of_caption.append(len(keys))
+            regions.append(torch.from_numpy(array.astype(np.float16, copy=False)))
+            boxes.append(torch.from_numpy(_npy(sample, "boxes.npy", path)))
+            if manifest.num_classes:
+                classes.append(torch.from_numpy(_npy(sample, "classes.npy", path)))
+            keys.append(key)
+            bar.update()
+    bar.close()
+    tokens, span_rows = tokenize(tokenizer, texts, spans)
+    owner = torch.tensor(image_of_caption, dtype=torch.int64)
+    order = torch.argsort(owner, stable=True)
+    return Bank(
+        tokens=tokens,
+        spans=span_rows,
+        image_of_caption=owner,
+        captions_of_image=Ragged(order, torch.bincount(owner, minlength=len(keys))),
+        regions=Ragged.from_rows(regions),
+        boxes=torch.cat(boxes).float(),
+        classes=torch.cat(classes) if classes else None,
+        texts=texts,
+        keys=keys,
+    )
+
+
+def tokenize(tokenizer, texts: list[str], spans: list[list[dict[str, Any]]]) -> tuple[Ragged, Ragged]:
+    """Word pieces int32 with [CLS] and [SEP], and spans as int32 (span number, position in the row)."""
+    pieces: list[int] = []
+    lengths, entries, entry_lengths = [], [], []
+    for begin in range(0, len(texts), 20000):
+        batch = tokenizer(texts[begin : begin + 20000], return_offsets_mapping=True)
+        for ids, offsets, marks in zip(batch["input_ids"], batch["offset_mapping"], spans[begin : begin + 20000]):
+            pieces.extend(ids)
+            lengths.append(len(ids))
+            rows = [
+                (number, position)
+                for number, span in enumerate(marks)
+                for position, (a, b) in enumerate(offsets)
+                if b > a and any(a < end and b > start for start, end in span["chars"])
+            ]
+            entries.extend(rows)
+            entry_lengths.append(len(rows))
+    return (
+        Ragged(torch.tensor(pieces, dtype=torch.int32), torch.tensor(lengths)),
+        Ragged(torch.tensor(entries, dtype=torch.int32).view(-1, 2), torch.tensor(entry_lengths)),
+    )
+
+
+def read_pictures(folder: Path | str, split: str, keys: Iterable[str]) -> dict[str, bytes]:
+    """The pictures of the given images, for those whose samples carry one."""
+    manifest, wanted = read_manifest(folder), set(keys)
+    found: dict[str, bytes] = {}
+    for sample in read_samples(manifest.folder / shard["file"] for shard in manifest.shards(split)):
+        if sample["__key__"] in wanted:
+            for name in ("image.png", "image.jpg"):
+                if name in sample:
+                    found[sample["__key__"]] = sample[name]
+            wanted.discard(sample["__key__"])
+            if not wanted:
+                break
+    return found
+
+
+def _npy(sample: dict[str, Any], name: str, path: Path) -> np.ndarray:
+    if name not in sample:
+        raise UserError(f"{path}, sample {sample['__key__']}: {name} is missing; pack the corpus again.")
+    return np.load(BytesIO(sample[name]), allow_pickle=False)

@@ -1,0 +1,60 @@
+"""The bank of a step: the whole partition where it fits in memory, else a window that moves over the shards."""
+
+from __future__ import annotations
+
+import torch
+
+from tagsds.config import DataConfig
+from tagsds.data.bank import Bank
+from tagsds.data.shards import load_shards, read_manifest
+from tagsds.draw import Draw, generator
+from tagsds.errors import UserError
+
+
+class BankSource:
+    """`at(step)` -> (bank, window number). The window of a step is a pure function of (seed, step, rank): resuming loads it
+    and goes on. Each rank's window holds other shards; a whole partition is the same on all ranks."""
+
+    def __init__(
+        self, folder: str, config: DataConfig, seed: int, rank: int, ranks: int, device: torch.device, progress: bool
+    ) -> None:
+        self.manifest = read_manifest(folder)
+        self.config, self.seed, self.rank, self.ranks, self.device = config, seed, rank, ranks, device
+        self.progress = progress
+        self.shards = self.manifest.shards(config.split)
+        size = sum(shard["bytes"] for shard in self.shards) / 2**30
+        self.whole = size <= config.max_gib
+        self.per_window = len(self.shards)
+        if not self.whole:
+            self.per_window = int(config.max_gib / (max(shard["bytes"] for shard in self.shards) / 2**30))
+            if self.per_window == 0:
+                raise UserError(
+                    f"data.max_gib={config.max_gib} holds no shard of {folder}; raise it or pack with a smaller --shard-size."
+                )
+        self._loaded: tuple[int, Bank] | None = None
+
+    def at(self, step: int) -> tuple[Bank, int]:
+        window = 0 if self.whole else step // self.config.window_steps
+        if self._loaded is None or self._loaded[0] != window:
+            self._loaded = None  # free the old window first
+            chosen = self.shards if self.whole else [self.shards[i] for i in self.window(window)]
+            bank = load_shards(self.manifest, chosen, None, self.config.checksum, self.progress)
+            self._loaded = (window, bank.to(self.device) if self.config.on_device else bank)
+        return self._loaded[1], self._loaded[0]
+
+    def window(self, number: int) -> list[int]:
+        """Shards of a window: the ranks walk through one endless sequence of permutations, each taking its stretch in turn."""
+        first = (number * self.ranks + self.rank) * self.per_window
+        total, out = len(self.shards), []
+        for position in range(first, first + self.per_window):
+            epoch, place = divmod(position, total)
+            order = torch.randperm(total, generator=generator("cpu", self.seed, "shards", epoch)).tolist()
+            if order[place] not in out:  # a window that spans two passes may meet a shard twice
+                out.append(order[place])
+        return out
+
+    def draw_of(self, draw: Draw, window: int) -> Draw:
+        """The draw within a window, where the sampler starts anew."""
+        if self.whole:
+            return draw
+        return Draw(draw.seed + 7919 * window, draw.step - window * self.config.window_steps, draw.slot)

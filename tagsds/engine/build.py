@@ -1,0 +1,123 @@
+"""From an objective to a DeepSpeed engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tagsds.config import OptimiserConfig
+from tagsds.engine.ds_config import offloads
+from tagsds.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: rank, number of ranks, device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init_distributed() -> World:
+    """Join the process group that the `deepspeed` launcher, torchrun or SLURM described; alone without any of them."""
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    if "RANK" not in os.environ:
+        os.environ.update({key: os.environ.get(key, value) for key, value in alone.items()})
+    on_gpu = torch.cuda.is_available()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // per_node))
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: decayed, and not (biases, LayerNorm). By name: under zero.Init every parameter looks one-dimensional."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = name.endswith("bias") or "norm." in name.lower() or name.endswith("image_embedding.mask")
+            (plain if free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def build_optimiser(model: nn.Module, config: OptimiserConfig, ds: dict[str, Any]) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, config.weight_decay)
+    options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
+    if config.name == "apex":
+        try:
+            from apex.optimizers import FusedAdam as ApexAdam  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise UserError("optimiser.name=apex, but NVIDIA's apex is not installed: pip install 'tagsds[apex]'.") from error
+        return ApexAdam(groups, adam_w_mode=True, **options)
+    if offloads(ds):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if torch.cuda.is_available():
+        from deepspeed.ops.adam import FusedAdam
+
+        return FusedAdam(groups, adam_w_mode=True, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def train_only(model: nn.Module, heads: list[str], every_head: tuple[str, ...]) -> None:
+    """Freeze the heads this stage leaves alone: an idle head would still be moved by momentum and weight decay."""
+    shared = {id(p) for p in model.get_submodule("text_embedding").parameters()}
+    for head in every_head:
+        for parameter in model.get_submodule(head).parameters():
+            if id(parameter) not in shared:
+                parameter.requires_grad_(head in heads)
+
+
+def build_engine(objective: nn.Module, optimiser: torch.optim.Optimizer, ds: dict[str, Any]):
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimiser, config=ds, dist_init_required=False)
+    return engine
+
+
+def learning_rate(step: int, config: OptimiserConfig) -> float:
+    """Linear warm-up, then linear decay to zero: the rate of optimiser step `step`, counted from 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    return config.lr * max(0.0, (config.steps - step) / max(1, config.steps - config.warmup_steps))
+
+
+def lockstep_of(stage: int, world: World) -> Callable[[int], int]:
+    """Under ZeRO-3 every forward gathers parameters from all ranks: agree on the largest number of chunks."""
+    if stage < 3 or world.size == 1:
+        return lambda chunks: chunks
+
+    def agree(chunks: int) -> int:
+        count = torch.tensor(chunks, device=world.device)
+        dist.all_reduce(count, dist.ReduceOp.MAX)
+        return int(count)
+
+    return agree
+
+
+def gradient_norm(engine) -> float | None:
+    """Before clipping. DeepSpeed leaves it out at stage 0 in fp32: taken here from the reduced gradients, before the step."""
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)

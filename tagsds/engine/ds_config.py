@@ -1,0 +1,57 @@
+"""The DeepSpeed JSON: `"auto"` is filled from the recipe, which owns batch, accumulation, clipping and learning rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tagsds.config import RunConfig
+from tagsds.errors import UserError
+
+
+def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
+    """The JSON with every "auto" resolved. A value that contradicts the recipe is an error, not a silent winner."""
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none in that folder"
+        raise UserError(f"{path} does not exist; DeepSpeed files there: {known}.")
+    try:
+        ds: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+
+    owned = {
+        "train_micro_batch_size_per_gpu": ("batch.pairs", config.batch.pairs),
+        "gradient_accumulation_steps": ("batch.accumulation", config.batch.accumulation),
+        "train_batch_size": (
+            "batch.pairs x batch.accumulation x ranks",
+            config.batch.pairs * config.batch.accumulation * world_size,
+        ),
+        "gradient_clipping": ("optimiser.clip", config.optimiser.clip),
+    }
+    for key, (owner, value) in owned.items():
+        given = ds.get(key, "auto")
+        if given != "auto" and given != value:
+            raise UserError(f'{path}: {key} is {given}, but the recipe owns it ({owner} = {value}); write "auto" there.')
+        ds[key] = value
+    for key in ("optimizer", "scheduler"):
+        if key in ds:
+            raise UserError(f"{path}: '{key}' belongs to the recipe (optimiser.*); take it out of the DeepSpeed file.")
+    if ds.get("fp16", {}).get("enabled") and not on_gpu:
+        raise UserError(f"{path}: fp16 needs a GPU; on a CPU use zero2_bf16.json or an fp32 file.")
+    if ds.get("bf16", {}).get("enabled") and zero_stage(ds) == 0:
+        # DeepSpeed 0.19.8 takes an empty Adam step at start-up there and stays one step behind
+        raise UserError(f"{path}: bf16 at ZeRO stage 0 runs one optimiser step late in DeepSpeed; use stage 1 or above.")
+    ds["zero_allow_untested_optimizer"] = True
+    ds.setdefault("steps_per_print", 10**9)
+    return ds
+
+
+def zero_stage(ds: dict[str, Any]) -> int:
+    return int(ds.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads(ds: dict[str, Any]) -> bool:
+    device = ds.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    return device != "none"

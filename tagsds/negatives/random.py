@@ -1,0 +1,94 @@
+"""Random negatives of both directions: draw, score without gradient, keep the hardest (TAGS, section 3; method 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tagsds.data.bank import Bank
+from tagsds.data.builder import PairBuilder
+from tagsds.errors import UserError
+from tagsds.losses.ranking import hardest
+from tagsds.draw import Draw
+from tagsds.retrieval.scorer import Scorer
+
+
+@dataclass
+class Hard:
+    """Hardest negatives of B true pairs: image or caption numbers int64 [B, K], and which of them exist, bool [B, K]."""
+
+    index: Tensor
+    valid: Tensor
+
+
+def check_size(bank: Bank, count: int, folder: str) -> None:
+    """A corpus must hold `count` other images, and captions of other images, for every image."""
+    captions = bank.num_captions - int(bank.captions_of_image.lengths.max())
+    have = min(bank.num_images - 1, captions)
+    if have < count:
+        raise UserError(
+            f"{folder}: a pair needs {count} negatives but the corpus holds {have} other images or captions; "
+            f"set negatives.count={have} or pack more images."
+        )
+
+
+def window_of_permutation(total: int, rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [rows, count]: each row a uniform draw without repeats from 0..total-1 (count <= total).
+
+    The rows are neighbouring windows of one permutation, so the cost is one permutation whatever the number of rows.
+    """
+    permutation = torch.randperm(total, generator=generator, device=generator.device)
+    start = torch.arange(rows, device=generator.device)[:, None] * count
+    return permutation[(start + torch.arange(count, device=generator.device)) % total]
+
+
+def draw_images(bank: Bank, own: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` distinct images other than the own one: own int64 [B] -> int64 [B, count]."""
+    drawn = window_of_permutation(bank.num_images, len(own), count + 1, generator)
+    return _first_allowed(drawn, drawn != own[:, None], count)
+
+
+def draw_captions(bank: Bank, own: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` distinct captions of other images: own images int64 [B] -> caption numbers int64 [B, count]."""
+    spare = int(bank.captions_of_image.lengths.max())
+    drawn = window_of_permutation(bank.num_captions, len(own), count + spare, generator)
+    return _first_allowed(drawn, bank.image_of_caption[drawn] != own[:, None], count)
+
+
+def _first_allowed(drawn: Tensor, allowed: Tensor, count: int) -> Tensor:
+    order = torch.argsort((~allowed).to(torch.uint8), dim=1, stable=True)
+    return drawn.gather(1, order[:, :count])
+
+
+def mine_random(
+    bank: Bank, captions: Tensor, count: int, keep: int, scorer: Scorer, draw: Draw
+) -> tuple[Hard, Hard]:
+    """Hard images of each caption (t2i) and hard captions of its image (i2t), out of `count` random ones each."""
+    own = bank.image_of_caption[captions]
+    images = draw_images(bank, own, count, draw.generator(bank.device, "negative images"))
+    others = draw_captions(bank, own, count, draw.generator(bank.device, "negative captions"))
+    builder = PairBuilder(bank)
+    t2i = builder.pairs(builder.captions(captions)[:, None].expand_as(images), images)
+    i2t = builder.pairs(builder.captions(others), own[:, None].expand_as(others))
+    scores = scorer(builder.build())
+    image_at, image_valid = hardest(scores[t2i].view_as(images), keep)
+    caption_at, caption_valid = hardest(scores[i2t].view_as(others), keep)
+    return Hard(images.gather(1, image_at), image_valid), Hard(others.gather(1, caption_at), caption_valid)
+
+
+def mine_shared(bank: Bank, captions: Tensor, keep: int, scorer: Scorer) -> tuple[Hard, Hard]:
+    """The other pairs of the micro-batch as negatives: B * B scores serve both directions (an option that trades the pool's
+    width for speed; captions and images of the own image are left out)."""
+    own = bank.image_of_caption[captions]
+    size = len(captions)
+    builder = PairBuilder(bank)
+    rows = builder.captions(captions)
+    builder.pairs(rows[:, None].expand(size, size), own[None, :].expand(size, size))
+    scores = scorer(builder.build()).view(size, size)
+    allowed = own[:, None] != own[None, :]
+    distinct = torch.ones_like(allowed).triu(1).T & (own[:, None] == own[None, :])  # j < i holds the same image
+    image_at, image_valid = hardest(scores, keep, allowed & ~distinct.any(1)[None, :])
+    caption_at, caption_valid = hardest(scores.T, keep, allowed)
+    return Hard(own[image_at], image_valid), Hard(captions[caption_at], caption_valid)

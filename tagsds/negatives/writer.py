@@ -1,0 +1,129 @@
+"""The live encoder writes hard negative sentences: mask, refill, filter, score, keep the hardest (TAGS, section 3; method 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tagsds.config import SyntheticConfig
+from tagsds.data.bank import Bank
+from tagsds.data.builder import PairBuilder
+from tagsds.data.masking import choose_by_structure, corrupt, span_members
+from tagsds.data.ragged import Ragged
+from tagsds.data.vocabulary import Vocabulary
+from tagsds.losses.ranking import hardest
+from tagsds.models.uniter import Layout, UniterModel
+from tagsds.negatives.tailored import filter_candidates, refill, write
+from tagsds.draw import Draw
+from tagsds.retrieval.scorer import Scorer, without_dropout
+
+
+@dataclass
+class Maskings:
+    """B captions, each masked M times. `ids` int64 [B, L] and `masked` int64 [B, M, L] padded, `chosen` bool [B, M, L]."""
+
+    ids: Tensor
+    lengths: Tensor
+    masked: Tensor
+    chosen: Tensor
+
+    def table(self) -> Ragged:
+        """The masked captions as text rows, B * M of them, caption by caption."""
+        return Ragged.from_padded(self.masked.flatten(0, 1), self.lengths.repeat_interleave(self.masked.shape[1]))
+
+    def hidden(self, layout: Layout, first_pair: int) -> Tensor:
+        """Stream positions of the chosen pieces, in the order of `chosen.nonzero()`; the B * M pairs begin at `first_pair`."""
+        row, column = self.chosen.flatten(0, 1).nonzero(as_tuple=True)
+        return layout.starts[first_pair + row] + column
+
+    def originals(self) -> Tensor:
+        """The pieces that were there, in the same order."""
+        return self.ids[:, None, :].expand_as(self.chosen)[self.chosen]
+
+
+@dataclass
+class Written:
+    """The sentences that are left: `ids` int64 [n, L] padded, `caption` int64 [n] in 0..B-1, `masked` bool [n, L] positions
+    that had been masked. `score` float32 [n] ranking logit. `counts`: candidates left after each filter."""
+
+    ids: Tensor
+    caption: Tensor
+    masked: Tensor
+    score: Tensor
+    counts: dict[str, Tensor]
+
+    def hardest(self, captions: int, keep: int) -> Written:
+        """The `keep` of highest score of each caption, fewer where fewer are left; by caption, hardest first."""
+        order = torch.argsort(self.caption, stable=True)
+        per_caption = torch.bincount(self.caption, minlength=captions)
+        slots = Ragged(order, per_caption).pad(0)  # [captions, most]
+        if slots.shape[1] == 0:
+            return self
+        column = torch.arange(slots.shape[1], device=slots.device)
+        at, valid = hardest(self.score[slots], keep, column < per_caption[:, None])
+        rows = slots.gather(1, at)[valid]
+        return Written(self.ids[rows], self.caption[rows], self.masked[rows], self.score[rows], self.counts)
+
+
+def mask_captions(
+    bank: Bank, captions: Tensor, config: SyntheticConfig, vocab: Vocabulary, generator: torch.Generator
+) -> Maskings:
+    """`config.maskings` maskings of each caption (int64 [B]) along its spans."""
+    table = bank.text_table(captions)
+    ids = table.pad(vocab.pad)
+    members = span_members(bank.spans.select(captions), ids.shape[1])
+    chosen = choose_by_structure(members, table.lengths, config.maskings, generator, config.mask_probability)
+    masked = corrupt(ids[:, None, :].expand_as(chosen), chosen, vocab, generator)
+    return Maskings(ids, table.lengths, masked, chosen)
+
+
+@torch.no_grad()
+def write_negatives(
+    model: UniterModel,
+    scorer: Scorer,
+    bank: Bank,
+    captions: Tensor,
+    maskings: Maskings,
+    config: SyntheticConfig,
+    vocab: Vocabulary,
+    draw: Draw,
+) -> Written:
+    """Refill every masking with its image in view, drop what is annotated, repeated or probably true, score the rest."""
+    images = bank.image_of_caption[captions]
+    per_caption = maskings.masked.shape[1]
+    builder = PairBuilder(bank)
+    builder.pairs(builder.texts(maskings.table()), images.repeat_interleave(per_caption))
+    pairs = builder.build()
+    with without_dropout(model):
+        states = model(pairs, maskings.hidden(Layout.of(pairs), 0))
+        pieces = refill(model.mlm(states), vocab, config.tau, config.refills, draw.generator(bank.device, "refill"))
+    candidates = write(maskings.ids, maskings.chosen, pieces)
+    filtered = filter_candidates(candidates, maskings.ids, annotated(bank, images, vocab), vocab)
+    caption, candidate = filtered.keep.nonzero(as_tuple=True)
+    ids = candidates[caption, candidate]
+    masked = maskings.chosen[caption, torch.div(candidate, config.refills, rounding_mode="floor")]
+    score = score_sentences(scorer, bank, ids, maskings.lengths[caption], images[caption])
+    return Written(ids, caption, masked, score, filtered.counts)
+
+
+def annotated(bank: Bank, images: Tensor, vocab: Vocabulary) -> Tensor:
+    """The captions of each image (int64 [B]), padded: int64 [B, A, L]."""
+    own = bank.captions_of_image.select(images)
+    sentences = bank.text_table(own.values).pad(vocab.pad)
+    out = sentences.new_full((len(images), int(own.lengths.max()), sentences.shape[1]), vocab.pad)
+    out[torch.arange(out.shape[1], device=out.device) < own.lengths[:, None]] = sentences
+    return out
+
+
+def score_sentences(scorer: Scorer, bank: Bank, ids: Tensor, lengths: Tensor, images: Tensor) -> Tensor:
+    """Ranking logits of sentences (padded [n, L]) with an image each. With none left, one true pair is scored for nothing,
+    so that all ranks make the same calls."""
+    builder = PairBuilder(bank)
+    if len(ids):
+        builder.pairs(builder.texts(Ragged.from_padded(ids, lengths)), images)
+        return scorer(builder.build())
+    first = torch.zeros(1, dtype=torch.int64, device=bank.device)
+    builder.pairs(builder.captions(first), bank.image_of_caption[first])
+    return scorer(builder.build())[:0]

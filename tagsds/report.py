@@ -1,0 +1,150 @@
+"""One self-contained page about one or several runs: recall, losses, scores, rankings and written negatives.
+
+    tagsds-report RUN... [--data SHARDS] [--output report.html]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if not __package__:  # run as a file: this folder's random.py must not hide Python's
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tagsds.errors import UserError, command
+from tagsds.reporting import plots, sections
+from tagsds.reporting.pictures import data_uri, find_pictures
+from tagsds.reporting.runs import Run, data_folder, read_runs
+
+MOST_NEGATIVES = 6  # captions whose written negatives are shown, a run
+MOST_WRITTEN = 6  # sentences of each
+
+
+def rankings(runs: Sequence[Run], pictures: dict[str, str]) -> list[dict[str, Any]]:
+    """Captions with the top five images of the last run that ranked them, and the true image's rank in every run."""
+    evaluated = [(run, result) for run in runs for result in run.results if result.get("examples")]
+    if not evaluated:
+        return []
+    last_run, last = evaluated[-1]
+    identity = (last["split"], last.get("images"))
+    others = {
+        run.name: {e["caption"]: e["rank"] for e in result["examples"]}
+        for run, result in evaluated
+        if (result["split"], result.get("images")) == identity
+    }
+    out = []
+    for example in last["examples"]:
+        shown = [top | {"picture": pictures.get(top["image"])} for top in example["top"]]
+        below = None if any(top["true"] for top in example["top"]) else pictures.get(example["image"])
+        ranks = [(name, table[example["caption"]]) for name, table in others.items() if example["caption"] in table]
+        out.append(example | {"top": shown, "below": below, "ranks": ranks, "run": last_run.name})
+    return out
+
+
+def negatives(run: Run, pictures: dict[str, str]) -> list[dict[str, Any]]:
+    """Captions with the sentences written against them, the hardest first."""
+    out = []
+    for entry in run.examples.get("negatives", [])[:MOST_NEGATIVES]:
+        written = sorted(entry.get("written", []), key=lambda sentence: -sentence["score"])[:MOST_WRITTEN]
+        sentences = [s | {"words": [word_of(word) for word in s["words"]]} for s in written]
+        out.append(entry | {"written": sentences, "picture": pictures.get(entry["image"])})
+    return out
+
+
+def word_of(word: dict[str, Any]) -> dict[str, Any]:
+    """A word with defaults for what its run does not know; '##' pieces are joined to the word before them."""
+    text = word["text"]
+    suspicion = word.get("suspicion")
+    return {
+        "text": text.removeprefix("##"),
+        "joined": text.startswith("##"),
+        "replaced": bool(word.get("replaced")),
+        "suspicion": None if suspicion is None else min(max(float(suspicion), 0.0), 1.0),
+        "correction": word.get("correction"),
+    }
+
+
+def collect_pictures(runs: Sequence[Run], data: Path | None) -> dict[str, str]:
+    """Data URIs of every picture the page shows, by image key; shards that are not there give none."""
+    keys: dict[Path, dict[str, None]] = {}
+    splits: dict[Path, list[str]] = {}
+    for run in runs:
+        folder = data or data_folder(run)
+        if folder is None:
+            continue
+        wanted = keys.setdefault(folder, {})
+        for result in run.results:
+            splits.setdefault(folder, []).append(result["split"])
+            for example in result.get("examples", []):
+                wanted |= dict.fromkeys([example["image"], *(top["image"] for top in example["top"])])
+        wanted |= dict.fromkeys(entry["image"] for entry in run.examples.get("negatives", [])[:MOST_NEGATIVES])
+    pictures: dict[str, str] = {}
+    for folder, wanted in keys.items():
+        for key, picture in find_pictures(folder, wanted, splits.get(folder, [])).items():
+            if uri := data_uri(picture):
+                pictures[key] = uri
+    return pictures
+
+
+def render(runs: Sequence[Run], data: Path | None = None) -> str:
+    """The page."""
+    colours = {run.name: plots.colour(number) for number, run in enumerate(runs)}
+    pictures = collect_pictures(runs, data)
+    environment = Environment(
+        loader=PackageLoader("tagsds"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html").render(
+        title=", ".join(run.name for run in runs),
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=sections.run_rows(runs, colours),
+        recalls=sections.recall_tables(runs, colours),
+        edits=sections.edits(runs, colours),
+        curves=sections.curve_groups(runs, colours),
+        distributions=sections.distributions(runs),
+        rankings=rankings(runs, pictures),
+        negatives=[(run.name, found) for run in runs if (found := negatives(run, pictures))],
+        sources=[
+            (f"{run.name}, split {result['split']}", json.dumps(result.get("provenance", {}), indent=2, ensure_ascii=False))
+            for run in runs
+            for result in run.results
+        ],
+    )
+
+
+def write_report(folders: Sequence[Path], output: Path, data: Path | None = None) -> None:
+    """Read the runs and write the page; nothing is written where a run cannot be read."""
+    if data is not None and not (data / "manifest.json").is_file():
+        raise UserError(f"--data {data} holds no manifest.json; give a folder of packed shards.")
+    page = render(read_runs(list(folders)), data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, output)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """tagsds-report."""
+    parser = argparse.ArgumentParser(prog="tagsds-report", description="An HTML page about one or several runs.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of training runs, in order of stages")
+    parser.add_argument("--data", type=Path, help="shards with the pictures (otherwise those the runs name)")
+    parser.add_argument("--output", type=Path, default=Path("report.html"))
+    options = parser.parse_args(arguments)
+
+    def body() -> None:
+        write_report(options.runs, options.output, options.data)
+        print(f"written to {options.output} ({options.output.stat().st_size / 2**20:.1f} MiB)")
+
+    command(body)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A checkpoint for evaluation: where it lies, whether it is whole, and whether it fits the shards."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from tagsds.data.bank import Bank
+from tagsds.data.shards import Manifest
+from tagsds.data.vocabulary import load_tokenizer
+from tagsds.errors import UserError
+from tagsds.models import UniterConfig, UniterModel
+
+
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """`path` is a training run or a Hugging Face folder -> (the Hugging Face folder, the folder results belong in)."""
+    if (path / "config.json").is_file():
+        return path, path.resolve().parent
+    if (path / "export" / "config.json").is_file():
+        return path / "export", path
+    if not path.is_dir():
+        raise UserError(f"--checkpoint {path} does not exist; give a training run's folder or one with config.json.")
+    raise UserError(
+        f"--checkpoint {path} holds neither config.json nor export/config.json; "
+        "give a finished training run's folder, or one written by save_pretrained."
+    )
+
+
+def read_config(folder: Path) -> UniterConfig:
+    """config.json alone, so that checks need no weights."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read as a model config; export the run again.") from error
+    if not isinstance(config, UniterConfig):
+        raise UserError(
+            f"{folder / 'config.json'} has model_type '{config.model_type}', not '{UniterConfig.model_type}'; "
+            "give a checkpoint of this program, or convert it first."
+        )
+    return config
+
+
+def load_model(folder: Path) -> UniterModel:
+    """In fp32, every weight from the file: a weight that is missing is an error, never a fresh initialisation."""
+    try:
+        loaded: Any = UniterModel.from_pretrained(
+            str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # transformers and safetensors raise half a dozen kinds for a broken file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"the weights in {folder} cannot be loaded ({reason}); export or copy them again.") from error
+    model, info = loaded
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if absent:
+        raise UserError(
+            f"{folder / 'model.safetensors'} lacks {len(absent)} weights of its config (first: {absent[0]}); "
+            "export or convert the checkpoint again."
+        )
+    return model.eval()
+
+
+def check_data(config: UniterConfig, folder: Path, manifest: Manifest) -> None:
+    """UserError where the shards' feature width or tokenizer is not the checkpoint's."""
+    shards = manifest.folder / "manifest.json"
+    if config.region_dim != manifest.feature_dim:
+        raise UserError(
+            f"a checkpoint of another width: {folder / 'config.json'} has region_dim {config.region_dim}, {shards} has "
+            f"feature_dim {manifest.feature_dim}; evaluate it on shards of its own features, or train on these."
+        )
+    if (folder / "tokenizer.json").is_file():
+        ours, theirs = (load_tokenizer(place) for place in (folder, manifest.folder / "tokenizer"))
+        if ours.get_vocab() != theirs.get_vocab():
+            strange = sorted(set(theirs.get_vocab().items()) ^ set(ours.get_vocab().items()))
+            raise UserError(
+                f"a checkpoint of another vocabulary: {folder / 'tokenizer.json'} has {len(ours)} pieces, "
+                f"{manifest.folder / 'tokenizer'} has {len(theirs)} (they differ at '{strange[0][0]}'); "
+                f"pack the corpus again with --tokenizer {folder}."
+            )
+    elif config.vocab_size != manifest.vocab_size:
+        raise UserError(
+            f"a checkpoint of another vocabulary: {folder / 'config.json'} has vocab_size {config.vocab_size}, "
+            f"{shards} has {manifest.vocab_size}; pack the corpus again with the checkpoint's tokenizer."
+        )
+    else:
+        message = f"{folder} holds no tokenizer.json; the shards' tokenizer is taken for the checkpoint's."
+        warnings.warn(message, stacklevel=2)
+
+
+def check_captions(positions: int, bank: Bank, captions: torch.Tensor) -> None:
+    """UserError for the first of the captions (int64 [C]) that has more word pieces than the model has positions."""
+    lengths = bank.tokens.lengths[captions]
+    if captions.numel() and int(lengths.max()) > positions:
+        caption = int(captions[int(lengths.argmax())])
+        raise UserError(
+            f"a caption of image {bank.keys[int(bank.image_of_caption[caption])]} has {int(lengths.max())} word pieces "
+            f"and the checkpoint's max_position_embeddings is {positions}; pack the corpus again with "
+            "--long-captions truncate."
+        )
+
+
+@torch.no_grad()
+def ensure_rank_head(model: UniterModel) -> str:
+    """'rank' where some stage trained the ranking head; it is left as it is (method, section 7, fault 5).
+
+    A pre-training checkpoint has only `itm`: the ranking head becomes the difference of its two rows, whose sigmoid is
+    exactly the probability of a match. ('itm'; row 1 alone, with which fine-tuning begins, ranks differently.)
+    """
+    trained = model.config.trained_heads
+    if "rank" in trained:
+        return "rank"
+    if "itm" not in trained:
+        raise UserError(
+            f"config.json of the checkpoint names no trained head that scores a pair (trained_heads: {trained}); "
+            "train it with a retrieval recipe, or pre-train it with itm."
+        )
+    warnings.warn("the rank head is not trained; pairs are scored by the itm head's log odds of a match.", stacklevel=2)
+    model.rank.weight.copy_(model.itm.weight[1:2] - model.itm.weight[0:1])
+    model.rank.bias.copy_(model.itm.bias[1:2] - model.itm.bias[0:1])
+    return "itm"

@@ -1,0 +1,63 @@
+"""Several processes evaluate together: work is dealt out like cards, the first process collects it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that evaluate. Rank r takes the items r, r + size, r + 2 size, ..."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Tensor) -> Tensor:
+        """This rank's part of the items, [N, ...] -> [about N / size, ...]."""
+        return items[self.rank :: self.size]
+
+    def gather(self, part: Tensor, total: int) -> Tensor | None:
+        """Rows of all ranks' shares back in order: part [about total / size, ...] -> [total, ...] on the first rank."""
+        if self.size == 1:
+            return part
+        rows = -(-total // self.size)  # the shares differ by at most one row; a collective wants them equal
+        padded = part.new_zeros(rows, *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.first else None
+        dist.gather(padded, parts)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total] if parts else None
+
+
+def current_world() -> World:
+    """The process group that exists already, or one process."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+def start_world() -> tuple[World, torch.device]:
+    """Join the processes of torchrun or deepspeed (WORLD_SIZE, RANK, LOCAL_RANK) and choose this one's device."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        # The only collective comes after all the scoring, so the slowest rank may be long in coming.
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=3))
+    return current_world(), device
+
+
+def stop_world() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

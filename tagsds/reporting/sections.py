@@ -1,0 +1,198 @@
+"""The report's contents, run by run put side by side: plain values and SVG texts for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from tagsds.reporting import plots
+from tagsds.reporting.runs import Run, data_folder, setting
+from tagsds.retrieval.table import RECALLS
+
+LOWER_IS_BETTER = ("text_median", "image_median")
+
+# What a logged tag means, for a reader who has not seen the code. {} in a formula is the margin's hinge.
+MEANINGS = {
+    "loss/total": "weighted sum of the terms: what is minimised",
+    "loss/t2i": "hard images for the caption: mean of [m + s(I⁻,T) − s(I,T)]₊",
+    "loss/i2t": "hard captions for the image: mean of [m + s(I,T⁻) − s(I,T)]₊",
+    "loss/syn": "written negatives: mean of [m + s(I,T̃) − s(I,T)]₊",
+    "loss/mlm": "cross entropy at masked words, nats",
+    "loss/disc": "was this word replaced? weighted cross entropy, nats",
+    "loss/corr": "the original word from the written sentence, cross entropy, nats",
+    "loss/itm": "does the image belong to the text? cross entropy, nats",
+    "loss/mrfr": "hidden region features, mean squared error",
+    "loss/mrckl": "hidden regions' class distribution, KL divergence, nats",
+    "loss/mrc": "hidden regions' class, cross entropy, nats",
+    "loss/wra": "word-region transport distance, true minus false pairs",
+    "rank/true_above_image": "share of hard images below the true pair",
+    "rank/true_above_caption": "share of hard captions below the true pair",
+    "rank/true_above_synthetic": "share of written negatives below the true pair",
+    "filter/written": "sentences written per caption",
+    "filter/false_of_image": "written sentences kept: new, distinct, and not true of the image by their words",
+    "disc/accuracy_replaced": "replaced words that are found",
+    "speed/true_pairs_per_s": "true pairs per second, all ranks",
+}
+GROUPS = {"loss": "Losses", "rank": "How often the true pair ranks above its negatives"}
+SCORE_KINDS = {
+    "true": "true pairs",
+    "hard_image": "hardest images",
+    "hard_caption": "hardest captions",
+    "synthetic": "written negatives",
+}
+
+
+def run_rows(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
+    """A line a run: what it was."""
+    rows = []
+    for run in runs:
+        data = data_folder(run)
+        rows.append(
+            {
+                "name": run.name,
+                "colour": colours[run.name],
+                "recipe": setting(run.config, "recipe", "name"),
+                "seed": setting(run.config, "seed"),
+                "data": str(data) if data else setting(run.config, "data", "data.folder", "data.path"),
+                "steps": run.steps or None,
+                "time": duration(run.seconds) if run.seconds else None,
+            }
+        )
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3.5 min, 1.2 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def recall_tables(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
+    """A table a set of images that was ranked; only equal sets stand in one table, because recall falls with their size."""
+    tables: dict[tuple, list[tuple[Run, dict[str, Any]]]] = {}
+    for run in runs:
+        for result in run.results:
+            for key in ("recalls", "coco_1k"):
+                if key in result:
+                    values = result[key]
+                    identity = (result["split"], key, values["images"], values["captions"])
+                    tables.setdefault(identity, []).append((run, result))
+    out = []
+    for (split, key, images, captions), entries in sorted(tables.items(), key=lambda item: item[0][:2], reverse=True):
+        best = {
+            name: (min if name in LOWER_IS_BETTER else max)(result[key][name] for _, result in entries)
+            for name in RECALLS
+        }
+        rows = [
+            {
+                "name": run.name,
+                "colour": colours[run.name],
+                "note": note_of(result),
+                "cells": [
+                    {"value": result[key][name], "best": len(entries) > 1 and result[key][name] == best[name]}
+                    for name in RECALLS
+                ],
+            }
+            for run, result in entries
+        ]
+        title = "COCO 1K, mean of five folds" if key == "coco_1k" else f"Split “{split}”"
+        error = 50 / images**0.5, 50 / captions**0.5
+        out.append({"title": title, "images": images, "captions": captions, "rows": rows, "error": error,
+                    "chance": chance(images, captions)})  # fmt: skip
+    return out
+
+
+def note_of(result: dict[str, Any]) -> str:
+    """What is unusual about an evaluation."""
+    source = result.get("provenance", {})
+    notes = []
+    if source.get("head") == "itm":
+        notes.append("scored by the itm head")
+    if source.get("dtype") not in (None, "fp32"):
+        notes.append(f"scored in {source['dtype']}, not exact")
+    return ", ".join(notes)
+
+
+def chance(images: int, captions: int) -> list[float]:
+    """Expected figures of random scores, in the order of RECALLS; the captions are taken as evenly spread."""
+    own = max(round(captions / images), 1)
+    text = [100 * (1 - comb(captions - own, min(k, captions)) / comb(captions, min(k, captions))) for k in (1, 5, 10)]
+    image = [100 * min(k / images, 1.0) for k in (1, 5, 10)]
+    text_median = (captions + 1) * (1 - 0.5 ** (1 / own)) - (own - 1) / 2 * 0.5 ** (1 / own)
+    return [*text, *image, sum(text) + sum(image), max(text_median, 1.0), (images + 1) / 2]
+
+
+def edits(runs: Sequence[Run], colours: dict[str, int]) -> dict[str, Any] | None:
+    """Accuracies by kind of edit; None where no run has any."""
+    found = {run.name: kinds for run in runs if (kinds := {k: e for r in run.results for k, e in r.get("edits", {}).items()})}
+    if not found:
+        return None
+    kinds = sorted({kind for table in found.values() for kind in table})
+    rows: dict[str, list[tuple[float, float, float] | None]] = {}
+    for name, table in found.items():
+        rows[name] = [
+            (e["accuracy"], *plots.wilson(e["accuracy"], e["pairs"])) if (e := table.get(kind)) else None for kind in kinds
+        ]
+    counts = [", ".join(sorted({str(table[kind]["pairs"]) for table in found.values() if kind in table})) for kind in kinds]
+    labels = [kind.replace("_", " ") for kind in kinds]
+    return {
+        "kinds": list(zip(labels, counts, strict=True)),
+        "rows": [{"name": name, "colour": colours[name], "cells": values} for name, values in rows.items()],
+        "plot": Markup(plots.bars(labels, rows, colours, "Accuracy by kind of edit")),
+    }
+
+
+def curve_groups(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
+    """Small multiples: the losses, the ranks, then everything else that was logged."""
+    tags = sorted({tag for run in runs for tag in run.log}, key=lambda tag: (tag != "loss/total", tag))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for tag in tags:
+        head = tag.split("/", 1)[0]
+        series = {run.name: run.log[tag] for run in runs if tag in run.log}
+        bad = [name for name, values in series.items() if not all(map(np.isfinite, values.values()))]
+        panel = {
+            "tag": tag,
+            "meaning": MEANINGS.get(tag, ""),
+            "plot": Markup(plots.curves(series, colours, tag)),
+            "last": [(colours[name], f"{list(values.values())[-1]:.4g}") for name, values in series.items()],
+            "bad": bad,
+        }
+        groups.setdefault(head if head in GROUPS else "", []).append(panel)
+    titles = {**GROUPS, "": "Other counters"}
+    return [{"title": titles[head], "folded": head == "", "panels": groups[head]} for head in titles if head in groups]
+
+
+def distributions(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Histograms of scores, a run each: from training's examples.json, and from the evaluation."""
+    out = []
+    for run in runs:
+        scores = {kind: values for kind, values in run.examples.get("scores", {}).items() if values}
+        if scores:
+            everything = np.concatenate([np.asarray(v, dtype=np.float64) for v in scores.values()])
+            edges = np.histogram_bin_edges(everything, 50)
+            kinds = [*(k for k in SCORE_KINDS if k in scores), *sorted(set(scores) - set(SCORE_KINDS))]
+            rows, legend = [], []
+            for number, kind in enumerate(kinds):
+                counts = np.histogram(np.asarray(scores[kind], dtype=np.float64), edges)[0].astype(np.float64)
+                rows.append((kind, edges, counts, plots.colour(number)))
+                legend.append((plots.colour(number), SCORE_KINDS.get(kind, kind), len(scores[kind])))
+            inside = everything.min() >= 0 and everything.max() <= 1
+            label = "score s(I, T), the sigmoid of the ranking logit" if inside else "ranking logit"
+            svg = plots.histogram(rows, label, f"{run.name}: scores in training")
+            out.append({"run": run.name, "title": "true pairs and their negatives, as mined in training",
+                        "legend": legend, "plot": Markup(svg)})  # fmt: skip
+        for result in run.results:
+            if table := result.get("score_histogram"):
+                edges = np.asarray(table["edges"], dtype=np.float64)
+                true, other = (np.asarray(table[kind], dtype=np.float64) for kind in ("true", "other"))
+                title = f"every pair of split “{result['split']}”"
+                svg = plots.histogram([("true", edges, true, 1), ("other", edges, other, 2)], table["unit"],
+                                      f"{run.name}: {title}")  # fmt: skip
+                legend = [(1, "true pairs", int(true.sum())), (2, "all other pairs", int(other.sum()))]
+                out.append({"run": run.name, "title": title, "legend": legend, "plot": Markup(svg)})
+    return out

@@ -1,0 +1,114 @@
+"""True and false captions of an image, in SugarCrepe's layout (Hsieh et al., NeurIPS 2023, arXiv 2306.14610).
+
+    {"0": {"filename": "000000331352.jpg", "caption": "...", "negative_caption": "..."}, ...}
+
+A file is one kind of edit, named by its stem; a folder holds a file a kind (`DIR/edits/<split>/` of packed shards).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tagsds.errors import UserError
+
+KEYS = ("filename", "caption", "negative_caption")
+
+
+@dataclass(frozen=True)
+class EditPair:
+    """`image` is the row of the image among the split's keys."""
+
+    image: int
+    caption: str
+    negative: str
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """The pairs of one kind of edit; `skipped` of the file name images outside the split."""
+
+    kind: str
+    file: Path
+    pairs: list[EditPair]
+    skipped: int = 0
+
+
+def list_files(paths: Iterable[Path]) -> list[Path]:
+    """Files as given, folders as their *.json in order of name."""
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"--pairs {path} is a folder without *.json; give a file, or a folder of them.")
+        if not found[0].is_file():
+            raise UserError(f"--pairs {path} does not exist; give a JSON file in SugarCrepe's layout, or a folder.")
+        files += found
+    stems = [file.stem for file in files]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise UserError(f"--pairs names two files '{stem}.json'; a file's name is its kind of edit, rename one.")
+    return files
+
+
+def read_pairs(paths: Iterable[Path], keys: Sequence[str], skip_missing: bool = False) -> list[EditSet]:
+    """Every file of `paths`, its images found among the split's `keys`."""
+    index = KeyIndex(keys)
+    return [read_file(path, index, skip_missing) for path in list_files(paths)]
+
+
+def read_file(path: Path, index: KeyIndex, skip_missing: bool) -> EditSet:
+    """One kind of edit. UserError for a bad file, or for images outside the split unless they are to be skipped."""
+    pairs, missing = [], []
+    for number, entry in _entries(path):
+        if not isinstance(entry, dict) or any(not isinstance(entry.get(key), str) for key in KEYS):
+            raise UserError(f"{path}: entry '{number}' lacks one of {', '.join(KEYS)}; use SugarCrepe's layout.")
+        image = index.find(entry["filename"])
+        if image is None:
+            missing.append(entry["filename"])
+        else:
+            pairs.append(EditPair(image, entry["caption"], entry["negative_caption"]))
+    if missing and not skip_missing:
+        raise UserError(
+            f"{path}: image '{missing[0]}' is not in the split (so for {len(missing)} of {len(missing) + len(pairs)} "
+            "pairs); choose the right --split, or leave those pairs out with --skip-missing-pairs."
+        )
+    if not pairs:
+        raise UserError(f"{path}: no pair names an image of the split; choose the right --split.")
+    return EditSet(path.stem, path, pairs, len(missing))
+
+
+class KeyIndex:
+    """Finds a file name among image keys: by its stem, or by COCO's number.
+
+    COCO's 2017 files are called `000000331352.jpg`, the same images in the 2014 splits `COCO_val2014_000000331352.jpg`,
+    and some packers keep the bare number 331352; a stem that is a number matches all three.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._rows = {key: row for row, key in enumerate(keys)}
+        self._numbers: dict[int, int] = {}
+        for row, key in enumerate(keys):
+            number = key.rsplit("_", 1)[-1] if key.startswith("COCO_") else key
+            if number.isdecimal():
+                self._numbers.setdefault(int(number), row)
+
+    def find(self, filename: str) -> int | None:
+        """Row of the image, or None."""
+        stem = Path(filename).stem
+        row = self._rows.get(stem)
+        return self._numbers.get(int(stem)) if row is None and stem.isdecimal() else row
+
+
+def _entries(path: Path) -> Iterable[tuple[str, object]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); give a file in SugarCrepe's layout.") from error
+    if isinstance(content, list):
+        return [(str(number), entry) for number, entry in enumerate(content)]
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no table of pairs; give a file in SugarCrepe's layout.")
+    return content.items()

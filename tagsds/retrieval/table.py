@@ -1,0 +1,54 @@
+"""Results as plain text, for the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+RECALLS = ("text_r1", "text_r5", "text_r10", "image_r1", "image_r5", "image_r10", "rsum", "text_median", "image_median")
+HEADERS = ("R@1", "R@5", "R@10", "R@1", "R@5", "R@10", "rsum", "text", "image")
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def recall_table(rows: dict[str, dict[str, float]]) -> str:
+    """A row a set of recalls (`Recalls.as_dict`): per cent, then median ranks."""
+    first = max([len("recall, %"), *map(len, rows)])
+    body = [[name.ljust(first), *(f"{values[key]:.1f}" for key in RECALLS)] for name, values in rows.items()]
+    table = text_table(["recall, %".ljust(first), *HEADERS], body).splitlines()
+    widths = [len(part) for part in table[1].split("  ")]
+    starts = [sum(widths[:i]) + 2 * i for i in range(len(widths))]
+    groups = {1: "text (image is the query)", 4: "image (caption is the query)", 8: "median rank"}
+    top = ""
+    ends = {1: starts[4] - 2, 4: starts[7] - 2, 8: len(table[1])}
+    for column, title in groups.items():
+        room = ends[column] - starts[column]
+        title = title if len(title) <= room else title.split(" (")[0]
+        top = top.ljust(starts[column]) + title.center(room).rstrip()
+    return "\n".join([top, *table])
+
+
+def results_table(results: dict) -> str:
+    """What `tagsds-evaluate` prints."""
+    parts = []
+    sets = {}
+    if "recalls" in results:
+        sets[f"{results['split']}, {results['images']} images"] = results["recalls"]
+    if "coco_1k" in results:
+        sets["COCO 1K, mean of 5 folds"] = results["coco_1k"]
+    if sets:
+        parts.append(recall_table(sets))
+    if results.get("edits"):
+        edits = results["edits"].items()
+        rows = [[kind, f"{e['accuracy']:.1f}", str(e["pairs"]), str(e["skipped"])] for kind, e in edits]
+        parts.append(text_table(["true above edited caption", "%", "pairs", "skipped"], rows))
+    speed = f"{results['pairs_scored']} pairs in {results['seconds']:.1f} s ({results['pairs_per_second']:.0f} pairs/s)"
+    return "\n\n".join([*parts, speed])

@@ -1,0 +1,199 @@
+"""Train one stage: `deepspeed tagsds/train.py --deepspeed_config ds_configs/zero2_bf16.json --recipe NAME --data SHARDS
+--output DIR [key=value ...]`. Which stage is the recipe's business: pre-training, the retrieval baseline, TAGS and TAGS-DC
+all run through the loop below."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:  # run as a script: imports start at the repository
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import os
+
+import torch
+
+from tagsds.config import RunConfig, load_config, save_config
+from tagsds.data.sampler import PositiveSampler
+from tagsds.data.shards import Manifest, load_bank, read_manifest
+from tagsds.data.source import BankSource
+from tagsds.data.vocabulary import Vocabulary, load_tokenizer
+from tagsds.draw import Draw, seed_of
+from tagsds.engine import checkpoint
+from tagsds.engine.build import (
+    build_engine,
+    build_optimiser,
+    gradient_norm,
+    init_distributed,
+    learning_rate,
+    lockstep_of,
+    train_only,
+)
+from tagsds.engine.ds_config import read_ds_config, zero_stage
+from tagsds.engine.monitor import Monitor
+from tagsds.errors import UserError
+from tagsds.models import UniterConfig, UniterModel
+from tagsds.models.heads import HEADS, initialise_heads
+from tagsds.models.load import check_against, export_folder, load_model
+from tagsds.negatives.random import check_size
+from tagsds.objectives import OBJECTIVES
+from tagsds.objectives.examples import as_markdown, written_examples
+from tagsds.retrieval.scorer import Scorer
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="a name in tagsds/recipes or a YAML file")
+    parser.add_argument("--data", required=True, help="folder of shards made by tagsds-pack")
+    parser.add_argument("--output", required=True, type=Path, help="folder of this run")
+    parser.add_argument("--deepspeed_config", required=True, help="a JSON of ds_configs/")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output, if there is one")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the recipe's, e.g. optimiser.lr=1e-4")
+    return parser.parse_intermixed_args(argv)
+
+
+def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:
+    """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
+    if config.init:
+        model = load_model(export_folder(config.init), dropout=config.model.dropout)
+        check_against(model, manifest, vocab, config.init)
+        return model
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    sizes = UniterConfig(
+        vocab_size=vocab.size,
+        hidden_size=config.model.hidden_size,
+        num_hidden_layers=config.model.num_hidden_layers,
+        num_attention_heads=config.model.num_attention_heads,
+        intermediate_size=config.model.intermediate_size,
+        hidden_dropout_prob=config.model.dropout,
+        attention_probs_dropout_prob=config.model.dropout,
+        region_dim=manifest.feature_dim,
+        num_region_classes=manifest.num_classes,
+    )
+    model = UniterModel(sizes)
+    check_against(model, manifest, vocab, "the recipe's model")
+    return model
+
+
+def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool) -> None:
+    """Nothing that is there is overwritten: an output folder with a run in it is resumed or refused."""
+    if (output / "config.yaml").is_file() and not resume:
+        raise UserError(f"{output} holds a run already; add --resume to go on with it, or name another --output.")
+    if is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, output / "config.yaml")
+
+
+def batch_size(config: RunConfig, bank) -> int:
+    """True pairs of a micro-batch; from a budget of tokens where the recipe gives one."""
+    if not config.batch.tokens:
+        return config.batch.pairs
+    tokens_per_pair = bank.tokens.lengths.float().mean() + bank.regions.lengths.float().mean()
+    return max(1, int(config.batch.tokens / float(tokens_per_pair)))
+
+
+def train(args: argparse.Namespace) -> None:
+    config = load_config(args.recipe, args.overrides)
+    config.data_folder = str(args.data)
+    manifest = read_manifest(args.data)
+    tokenizer = load_tokenizer(manifest.folder / "tokenizer")
+    vocab = Vocabulary.of(tokenizer)
+    world = init_distributed()
+
+    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main)
+    model = build_model(config, manifest, vocab)
+    make = OBJECTIVES[config.objective]
+    heads = make.heads(config)
+    train_only(model, heads, HEADS)
+    started = initialise_heads(model, heads)
+    prepare_output(args.output, config, args.resume, world.is_main)
+
+    bank, _ = source.at(0)
+    if config.objective == "retrieval" and not config.negatives.shared:
+        check_size(bank, config.negatives.count, args.data)
+    config.batch.pairs = batch_size(config, bank)
+    ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
+    stage = zero_stage(ds)
+    mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
+    scorer = Scorer(model, dtype=mining, lockstep=lockstep_of(stage, world))
+    objective = make(model, config, vocab, scorer)
+    engine = build_engine(objective, build_optimiser(model, config.optimiser, ds), ds)
+
+    # slots of one optimiser step: all micro-batches of all ranks
+    per_rank = config.batch.accumulation
+    slots = per_rank * world.size
+    steps = config.optimiser.steps
+    start = checkpoint.load(engine, args.output, world, stage) if args.resume else 0
+    log, monitor = config.log, Monitor(args.output, world, steps, start, config.recipe)
+    if world.is_main:
+        true_pairs = config.batch.pairs * slots
+        monitor.bar.write(
+            f"{config.recipe}: {sum(p.numel() for p in model.parameters()):,} parameters, {world.size} rank(s) on "
+            f"{world.device.type}, ZeRO {stage}, {true_pairs} true pairs a step, {bank.num_images:,} images and "
+            f"{bank.num_captions:,} captions in memory ({bank.gib():.2f} GiB)"
+            + (f", from step {start}" if start else "")
+            + (f"; heads begun: {', '.join(started)}" if started else "")
+        )
+
+    model.train()
+    for step in range(start, steps):
+        bank, window = source.at(step)
+        sampler = PositiveSampler(bank.num_captions, config.batch.pairs, slots, seed_of(config.seed, "positives", window))
+        lr = learning_rate(step, config.optimiser)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        for micro in range(per_rank):
+            draw = source.draw_of(Draw(config.seed, step, world.rank * per_rank + micro), window)
+            captions = sampler.at(draw).to(bank.device)
+            torch.manual_seed(seed_of(config.seed, step, world.rank * per_rank + micro, "dropout"))
+            report = engine(bank, captions, draw)
+            engine.backward(report.total)
+            engine.step()
+            monitor.add(report, len(captions))
+        done = step + 1
+        if done % log.every == 0 or done == steps:
+            monitor.log(done, {"lr": lr, "gradient_norm": gradient_norm(engine), "epoch": sampler.epoch(done)})
+        if log.panel_every and done % log.panel_every == 0 and config.objective == "retrieval" and objective.writes:
+            panel = Draw(config.seed, done, 0)
+            first = sampler.at(panel)[:2].to(bank.device)
+            examples = written_examples(model, scorer, bank, first, config, vocab, tokenizer, panel)
+            monitor.text("written negatives", as_markdown(examples), done)
+        if done % log.checkpoint_every == 0 or done == steps:
+            checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
+        monitor.bar.update()
+
+    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
+    if config.objective == "retrieval" and objective.writes and "dev" in manifest.splits and log.examples:
+        write_examples(args, config, model, scorer, vocab, tokenizer, world)
+    monitor.close()
+    if world.is_main:
+        print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")
+
+
+def write_examples(args, config, model, scorer, vocab, tokenizer, world) -> None:
+    """examples.json for the report: what the encoder writes for the first captions of dev images."""
+    dev, _ = load_bank(args.data, "dev", first=config.log.examples, checksum=False)
+    dev = dev.to(world.device)
+    captions = dev.captions_of_image.values[dev.captions_of_image.offsets[:-1]]
+    negatives = written_examples(
+        model, scorer, dev, captions, config, vocab, tokenizer, Draw(config.seed, config.optimiser.steps, 0)
+    )
+    if world.is_main:
+        checkpoint.write_json(args.output / "examples.json", {"negatives": negatives})
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    try:
+        train(args)
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
