@@ -21,19 +21,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; `--verify DIR` is the same as `verify DIR`."""
     if "--verify" in arguments:
         arguments = ["verify", *(a for a in arguments if a != "--verify")]
-    parser = argparse.ArgumentParser(prog="tagsds-pack", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="tagsds-pack", description=__doc__, epilog="tagsds-pack --verify DIR is the same as tagsds-pack verify DIR"
+    )
     kinds = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
 
     world = kinds.add_parser("world", help="the embedded corpus: drawn scenes with captions and false edits")
-    world.add_argument("--train", type=_count, default=2000, help="images (default 2000)")
-    world.add_argument("--dev", type=_count, default=200, help="images (default 200)")
-    world.add_argument("--test", type=_count, default=400, help="images (default 400)")
+    world.add_argument("--train", type=whole_number, default=2000, help="images (default 2000)")
+    world.add_argument("--dev", type=whole_number, default=200, help="images (default 200)")
+    world.add_argument("--test", type=whole_number, default=400, help="images (default 400)")
 
     coco = kinds.add_parser("coco", help="COCO captions with annotated boxes; features made from the class of a box")
     coco.add_argument("--captions", type=Path, nargs="+", help="captions JSON as published, one file or several")
     coco.add_argument("--boxes", type=Path, nargs="+", required=True, help="instances JSON, or text lines of boxes")
     coco.add_argument("--class-names", type=Path, help="a class a line; needed with boxes as text")
-    coco.add_argument("--feature-dim", type=_positive, default=64, help="width of a feature (default 64)")
+    coco.add_argument("--feature-dim", type=positive_number, default=64, help="width of a feature (default 64)")
     coco.add_argument(
         "--noise", type=float, default=0.3, help="expected norm of the noise on a unit vector (default 0.3)"
     )
@@ -65,29 +67,31 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     defaults = PackOptions()
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--tokenizer", help="name, folder or vocab.txt (default: a WordPiece one is trained)")
-    parser.add_argument("--vocab-size", type=_positive, default=defaults.vocab_size,
+    parser.add_argument("--vocab-size", type=positive_number, default=defaults.vocab_size,
                         help="most pieces of a trained vocabulary (default %(default)s)")  # fmt: skip
     parser.add_argument("--spans", choices=("rules", "spacy", "auto"), default=defaults.spans,
                         help="who finds spans (default auto: spaCy if installed)")  # fmt: skip
-    parser.add_argument("--max-caption-pieces", type=_positive, default=defaults.max_caption_pieces,
+    parser.add_argument("--max-caption-pieces", type=positive_number, default=defaults.max_caption_pieces,
                         help="limit of a caption with [CLS] and [SEP] (default %(default)s)")  # fmt: skip
     parser.add_argument("--long-captions", choices=("error", "truncate", "drop"), default=defaults.long_captions,
                         help="(default %(default)s)")  # fmt: skip
     parser.add_argument(
-        "--shard-size", type=_positive, default=defaults.shard_size, help="images (default %(default)s)"
+        "--shard-size", type=positive_number, default=defaults.shard_size, help="images (default %(default)s)"
     )
-    parser.add_argument("--workers", type=_positive, default=defaults.workers, help="processes (default %(default)s)")
+    parser.add_argument(
+        "--workers", type=positive_number, default=defaults.workers, help="processes (default %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus made with other arguments")
 
 
-def _count(text: str) -> int:
+def whole_number(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError("must not be negative")
     return value
 
 
-def _positive(text: str) -> int:
+def positive_number(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")

@@ -48,7 +48,7 @@ class ShardEntry:
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open for writing beside `path`; the file takes its name only once it is complete and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a dying worker of a killed run cannot collide
     with open(temporary, "wb") as stream:
         yield stream
         stream.flush()

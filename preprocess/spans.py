@@ -113,7 +113,7 @@ def _tag(word: str, before: str, tag_before: str, after: str) -> str:
     """The tag of one word from its form and its neighbours."""
     if word in lists.AUXILIARIES:
         return "verb" if word in ("has", "have", "had") and tag_before in ("noun", "") and _opens_noun(after) else ""
-    if (word, after) in lists.FIXED_NOUNS:
+    if (word, after) in lists.FIXED_NOUNS or (before, word) in lists.FIXED_NOUNS:
         return "noun"
     if word in lists.NUMBERS and _opens_noun(after):
         return "adj"

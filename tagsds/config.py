@@ -23,7 +23,9 @@ class ModelConfig:
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     dropout: float = 0.1
-    """of hidden states and attention weights"""
+    """of hidden states"""
+    attention_dropout: float = 0.1
+    """of attention weights; 0 lets a CPU use the fused attention in training"""
 
 
 @dataclass
@@ -115,6 +117,8 @@ class LogConfig:
     """steps between two text panels"""
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    export_at: list[int] = field(default_factory=list)
+    """steps after which a Hugging Face folder export-step<N> is written besides the one at the end"""
     examples: int = 24
     """dev captions whose written negatives go into examples.json at the end"""
 

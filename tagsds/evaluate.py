@@ -227,6 +227,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(results_table(results))
                 home = find_checkpoint(options.checkpoint)[1]
                 print(f"written to {options.output or home / f'results-{options.split}.json'}")
+        except UserError:
+            if int(os.environ.get("RANK", 0)):
+                sys.exit(2)  # the first rank says it for all
+            raise
         finally:
             stop_world()
 

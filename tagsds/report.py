@@ -61,15 +61,22 @@ def negatives(run: Run, pictures: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def word_of(word: dict[str, Any]) -> dict[str, Any]:
-    """A word with defaults for what its run does not know; '##' pieces are joined to the word before them."""
+    """A word with defaults for what its run does not know; '##' pieces are joined to the word before them.
+
+    A correction is shown where the word was replaced or is suspected, not under every word; '=' where the model would
+    leave the word as it is.
+    """
     text = word["text"]
     suspicion = word.get("suspicion")
+    correction = word.get("correction")
+    if not (word.get("replaced") or (suspicion or 0) > 0.5):
+        correction = None
     return {
         "text": text.removeprefix("##"),
         "joined": text.startswith("##"),
         "replaced": bool(word.get("replaced")),
         "suspicion": None if suspicion is None else min(max(float(suspicion), 0.0), 1.0),
-        "correction": word.get("correction"),
+        "correction": "=" if correction == text else correction,
     }
 
 
@@ -110,14 +117,16 @@ def render(runs: Sequence[Run], data: Path | None = None) -> str:
         edits=sections.edits(runs, colours),
         curves=sections.curve_groups(runs, colours),
         distributions=sections.distributions(runs),
+        negatives_scored=any(run.examples.get("scores") for run in runs),
         rankings=rankings(runs, pictures),
         negatives=[(run.name, found) for run in runs if (found := negatives(run, pictures))],
-        sources=[
-            (f"{run.name}, split {result['split']}", json.dumps(result.get("provenance", {}), indent=2, ensure_ascii=False))
-            for run in runs
-            for result in run.results
-        ],
+        sources=[(f"{run.name}, split {result['split']}", source_of(result)) for run in runs for result in run.results],
     )
+
+
+def source_of(result: dict[str, Any]) -> str:
+    """Where an evaluation's numbers come from, as indented JSON."""
+    return json.dumps(result.get("provenance", {}), indent=2, ensure_ascii=False)
 
 
 def write_report(folders: Sequence[Path], output: Path, data: Path | None = None) -> None:
@@ -134,7 +143,7 @@ def write_report(folders: Sequence[Path], output: Path, data: Path | None = None
 def main(arguments: Sequence[str] | None = None) -> None:
     """tagsds-report."""
     parser = argparse.ArgumentParser(prog="tagsds-report", description="An HTML page about one or several runs.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of training runs, in order of stages")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, in the order of the stages")
     parser.add_argument("--data", type=Path, help="shards with the pictures (otherwise those the runs name)")
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     options = parser.parse_args(arguments)

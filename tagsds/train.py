@@ -12,6 +12,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:  # run as a s
 
 import argparse
 import os
+import time
 
 import torch
 
@@ -23,9 +24,10 @@ from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw, seed_of
 from tagsds.engine import checkpoint
 from tagsds.engine.build import (
+    GradientNorm,
+    barrier,
     build_engine,
     build_optimiser,
-    gradient_norm,
     init_distributed,
     learning_rate,
     lockstep_of,
@@ -58,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:
     """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
     if config.init:
-        model = load_model(export_folder(config.init), dropout=config.model.dropout)
+        model = load_model(export_folder(config.init), (config.model.dropout, config.model.attention_dropout))
         check_against(model, manifest, vocab, config.init)
         return model
     torch.manual_seed(seed_of(config.seed, "weights"))
@@ -69,7 +71,7 @@ def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> Uni
         num_attention_heads=config.model.num_attention_heads,
         intermediate_size=config.model.intermediate_size,
         hidden_dropout_prob=config.model.dropout,
-        attention_probs_dropout_prob=config.model.dropout,
+        attention_probs_dropout_prob=config.model.attention_dropout,
         region_dim=manifest.feature_dim,
         num_region_classes=manifest.num_classes,
     )
@@ -82,6 +84,7 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool)
     """Nothing that is there is overwritten: an output folder with a run in it is resumed or refused."""
     if (output / "config.yaml").is_file() and not resume:
         raise UserError(f"{output} holds a run already; add --resume to go on with it, or name another --output.")
+    barrier()  # all ranks have looked before the first writes
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
         save_config(config, output / "config.yaml")
@@ -127,6 +130,7 @@ def train(args: argparse.Namespace) -> None:
     slots = per_rank * world.size
     steps = config.optimiser.steps
     start = checkpoint.load(engine, args.output, world, stage) if args.resume else 0
+    norm = GradientNorm(engine)
     log, monitor = config.log, Monitor(args.output, world, steps, start, config.recipe)
     if world.is_main:
         true_pairs = config.batch.pairs * slots
@@ -151,11 +155,12 @@ def train(args: argparse.Namespace) -> None:
             torch.manual_seed(seed_of(config.seed, step, world.rank * per_rank + micro, "dropout"))
             report = engine(bank, captions, draw)
             engine.backward(report.total)
+            norm.before_step()
             engine.step()
             monitor.add(report, len(captions))
         done = step + 1
         if done % log.every == 0 or done == steps:
-            monitor.log(done, {"lr": lr, "gradient_norm": gradient_norm(engine), "epoch": sampler.epoch(done)})
+            monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": sampler.epoch(done)})
         if log.panel_every and done % log.panel_every == 0 and config.objective == "retrieval" and objective.writes:
             panel = Draw(config.seed, done, 0)
             first = sampler.at(panel)[:2].to(bank.device)
@@ -163,6 +168,8 @@ def train(args: argparse.Namespace) -> None:
             monitor.text("written negatives", as_markdown(examples), done)
         if done % log.checkpoint_every == 0 or done == steps:
             checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
+        if done in log.export_at and done < steps:
+            checkpoint.export(engine, model, tokenizer, args.output / f"export-step{done}", heads, world, stage)
         monitor.bar.update()
 
     checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
@@ -190,8 +197,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         train(args)
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("RANK", "0")):
+            time.sleep(2)  # rank 0 says the same and ends all; only what went wrong here alone is printed
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

@@ -54,16 +54,15 @@ def fails(capsys, *arguments) -> str:
     return message
 
 
-def score_one_by_one(model: UniterModel, bank, captions) -> torch.Tensor:
-    """The score matrix, a pair a forward: the plainest way."""
+def score_plainly(model: UniterModel, bank, captions) -> torch.Tensor:
+    """The score matrix, an image a forward, every state computed: the plainest way."""
     from tagsds.data.pairs import Pairs
 
     scores = torch.empty(bank.num_images, len(captions))
-    zero = torch.zeros(1, dtype=torch.int64)
+    every = torch.arange(len(captions))
     for i in range(bank.num_images):
-        for c, caption in enumerate(captions):
-            pairs = Pairs(bank.text_table(caption[None]), bank.image_table(torch.tensor([i])), zero, zero)
-            scores[i, c] = model.score(model(pairs, Layout.of(pairs).cls()))
+        pairs = Pairs(bank.text_table(captions), bank.image_table(torch.tensor([i])), every, torch.zeros_like(every))
+        scores[i] = model.score(model(pairs)[Layout.of(pairs).cls()])
     return scores
 
 
@@ -76,7 +75,7 @@ def test_end_to_end(corpus, run_folder, edits, capsys):
     captions = program.first_captions(bank, 8, 5)
     assert len(captions) == 40 and bank.num_captions == 44  # the sixth captions are left out
     with torch.no_grad():
-        scores = score_one_by_one(load_model(run_folder / "export"), bank, captions)
+        scores = score_plainly(load_model(run_folder / "export"), bank, captions)
     assert results["recalls"] == pytest.approx(recalls(scores, bank.image_of_caption[captions]).as_dict())
     assert (results["images"], results["captions"], results["split"]) == (8, 40, "test")
     assert results["pairs_scored"] == 8 * 40 + 2 * 8 and results["seconds"] > 0
@@ -104,7 +103,7 @@ def test_edits_are_scored_with_their_own_images(corpus, run_folder, edits):
     true, false = program.score_edits(program.Scorer(model), bank, words, kind.pairs, World())
     captions = program.first_captions(bank, 8, 1)  # the true captions are the images' first ones
     with torch.no_grad():
-        expected = score_one_by_one(model, bank, captions).diagonal()
+        expected = score_plainly(model, bank, captions).diagonal()
     torch.testing.assert_close(true, expected, atol=1e-5, rtol=1e-5)
     assert (true != false).all()
 
@@ -199,6 +198,7 @@ def test_a_checkpoint_without_a_scoring_head(corpus, tmp_path, capsys):
 def test_a_checkpoint_of_another_width(corpus, tmp_path, capsys):
     tiny.write_checkpoint(tmp_path / "export", region_dim=5)
     message = fails(capsys, "--checkpoint", tmp_path, "--data", corpus)
+    assert message.count("\n") == 1  # one sentence
     assert "a checkpoint of another width" in message and "region_dim 5" in message and "feature_dim 8" in message
 
 
@@ -260,3 +260,8 @@ def test_bad_options(corpus, run_folder, tmp_path, capsys):
         "pairs": 8,
         "skipped": 1,
     }
+
+
+def test_only_the_first_rank_speaks(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert fails(capsys, "--checkpoint", tmp_path, "--data", corpus) == ""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from preprocess.records import ImageRecord
 from preprocess.sources.boxes import fractions
@@ -25,6 +26,7 @@ from tagsds.errors import UserError
 CONFIDENCE = 0.2  # regions above it are kept,
 FEWEST, MOST = 10, 100  # but at least and at most so many
 FIXED = 36
+SHOWN_BYTES = 1 << 30  # from this size on, reading a file through shows a bar
 COLUMNS = {
     10: (
         "img_id",
@@ -93,7 +95,9 @@ class ButdTsvSource:
 
     def _scan(self, path: Path, wanted: set[str]) -> None:
         offset = 0
-        with open(path, "rb") as stream:
+        size = path.stat().st_size
+        bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"index {path.name}", disable=size < SHOWN_BYTES)
+        with open(path, "rb") as stream, bar:
             for number, line in enumerate(stream, 1):
                 fields = line.count(b"\t") + 1
                 if line.strip():
@@ -116,6 +120,7 @@ class ButdTsvSource:
                             )
                         self.lines[key] = Line(path, offset, len(line), int(head[at]))
                 offset += len(line)
+                bar.update(len(line))
 
     def _settle_missing(self, tsv: list[Path], empty_images: str) -> None:
         """Images of the split that have no line are an error, those without boxes an error or skipped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,13 @@ class World:
 def init_distributed() -> World:
     """Join the process group that the `deepspeed` launcher, torchrun or SLURM described; alone without any of them."""
     import deepspeed
+    import transformers
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    # DeepSpeed 0.19.8 calls two collectives by the names that torch 2.13 deprecates, at every step
+    warnings.filterwarnings("ignore", message=".*_tensor` is deprecated", category=FutureWarning)
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     if "RANK" not in os.environ:
         os.environ.update({key: os.environ.get(key, value) for key, value in alone.items()})
@@ -49,6 +54,11 @@ def init_distributed() -> World:
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def barrier() -> None:
+    """Wait until all ranks have come here."""
+    dist.barrier()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -78,7 +88,7 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig, ds: dict[str, Any
         from deepspeed.ops.adam import FusedAdam
 
         return FusedAdam(groups, adam_w_mode=True, **options)
-    return torch.optim.AdamW(groups, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def train_only(model: nn.Module, heads: list[str], every_head: tuple[str, ...]) -> None:
@@ -117,7 +127,19 @@ def lockstep_of(stage: int, world: World) -> Callable[[int], int]:
     return agree
 
 
-def gradient_norm(engine) -> float | None:
-    """Before clipping. DeepSpeed leaves it out at stage 0 in fp32: taken here from the reduced gradients, before the step."""
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
+class GradientNorm:
+    """The norm of the gradient before clipping. DeepSpeed knows it but for ZeRO 0 in fp32: there it is taken from the reduced
+    gradients, after backward and before the step clears them."""
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+        self._own: float | None = None
+
+    def before_step(self) -> None:
+        if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
+            grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self._own = float(torch.nn.utils.get_total_norm(grads))
+
+    def value(self) -> float | None:
+        norm = self.engine.get_global_grad_norm()
+        return self._own if norm is None else float(norm)

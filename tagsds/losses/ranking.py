@@ -25,7 +25,7 @@ def triplet(true: Tensor, hard: Tensor, valid: Tensor | None, margin: float) -> 
     true, hard = true.float(), hard.float()
     if valid is None:
         valid = torch.ones_like(hard, dtype=torch.bool)
-    hard = torch.where(valid, hard, 0.0)  # before the arithmetic: 0 * nan would be nan in the backward
+    hard = torch.where(valid, hard, 0.0)  # before the arithmetic, so that no gradient can be nan
     hinge = torch.where(valid, F.relu(margin + hard - true[:, None]), 0.0)
     count = valid.sum(dim=1)
     per_pair = hinge.sum(dim=1) / count.clamp(min=1)

@@ -28,6 +28,17 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(x))
 
 
+class RankHead(nn.Linear):
+    """Ranking logit [M, H] -> [M, 1], always in float32: in bf16 scores of good models tie."""
+
+    def __init__(self, config: UniterConfig) -> None:
+        super().__init__(config.hidden_size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
 class Transform(nn.Module):
     """Dense, exact GELU, LayerNorm: [M, H] -> [M, H]."""
 

@@ -22,14 +22,14 @@ def export_folder(path: Path | str) -> Path:
     raise UserError(f"{path} holds no model.safetensors, nor does {path / 'export'}{unfinished}.")
 
 
-def load_model(folder: Path, dropout: float | None = None) -> UniterModel:
-    """From a Hugging Face folder on disk; `dropout` overrides the config's."""
+def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> UniterModel:
+    """From a Hugging Face folder on disk; `dropout` (hidden states, attention weights) overrides the config's."""
     try:
         config = UniterConfig.from_dict(json.loads((folder / "config.json").read_text()))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read ({error}).") from error
     if dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+        config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout
     try:
         model, info = UniterModel.from_pretrained(
             folder, config=config, local_files_only=True, output_loading_info=True
@@ -39,6 +39,8 @@ def load_model(folder: Path, dropout: float | None = None) -> UniterModel:
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = sorted([*info["missing_keys"], *info["unexpected_keys"]])[0]
         raise UserError(f"{folder / 'model.safetensors'} does not fit its config.json: '{odd}' is missing or unknown.")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # off the mapped file, whose tensors may lie unaligned
     return model
 
 

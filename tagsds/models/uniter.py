@@ -19,7 +19,7 @@ from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged, offsets_of, positions_of
 from tagsds.kernels.attention import Sequences, packed_attention
 from tagsds.models.config import UniterConfig
-from tagsds.models.heads import Pooler, RegionClassHead, RegionFeatureHead, WordHead
+from tagsds.models.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
 
 
 @dataclass
@@ -157,7 +157,7 @@ class UniterModel(PreTrainedModel):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.pooler = Pooler(config)
         self.itm = nn.Linear(config.hidden_size, 2)
-        self.rank = nn.Linear(config.hidden_size, 1)
+        self.rank = RankHead(config)
         self.mlm = WordHead(config)
         self.discriminate = nn.Linear(config.hidden_size, 2)
         self.correct = WordHead(config)
@@ -213,4 +213,4 @@ class UniterModel(PreTrainedModel):
 
     def score(self, cls_states: Tensor) -> Tensor:
         """Ranking logit of [CLS] states [P, H] -> float32 [P]; s(I, T) is its sigmoid."""
-        return self.rank(self.pooler(cls_states)).squeeze(-1).float()
+        return self.rank(self.pooler(cls_states)).squeeze(-1)

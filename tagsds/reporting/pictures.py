@@ -20,7 +20,8 @@ def find_pictures(folder: Path, keys: Iterable[str], splits_first: Iterable[str]
     The named splits are searched first, then the others from small to large, and no further than the last key.
     """
     manifest = read_manifest(folder)
-    wanted, found = set(keys), {}
+    wanted = set(keys)
+    found: dict[str, bytes] = {}
     named = [split for split in dict.fromkeys(splits_first) if split in manifest.splits]
     others = sorted(set(manifest.splits) - set(named), key=lambda split: manifest.splits[split]["images"])
     paths = [folder / shard["file"] for split in (*named, *others) for shard in manifest.shards(split)]
@@ -33,7 +34,9 @@ def find_pictures(folder: Path, keys: Iterable[str], splits_first: Iterable[str]
             key = sample["__key__"]
             if key in wanted:
                 wanted.discard(key)
-                found |= {key: sample[name] for name in ("image.png", "image.jpg") if name in sample}
+                picture = sample.get("image.jpg") or sample.get("image.png")
+                if picture:
+                    found[key] = picture
                 if not wanted:
                     break
     return found

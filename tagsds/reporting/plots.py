@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 SERIES = [f"#0a0b{number:02x}" for number in range(1, 9)]  # stand-ins of --s1 ... --s8
 INK, FAINT = "#0a0b10", "#0a0b11"  # of --ink and --rule
 _VARIABLES = {**{code: f"var(--s{n})" for n, code in enumerate(SERIES, 1)}, INK: "var(--ink)", FAINT: "var(--rule)"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: the page's own font, selectable
     "font.size": 9,
     "axes.edgecolor": FAINT,
@@ -36,6 +37,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.formatter.limits": (-3, 4),
 }
+Interval = tuple[float, float, float]  # value, low, high, %
 MOST_POINTS = 400  # of a curve; the others are averaged into them
 
 
@@ -76,11 +78,12 @@ def histogram(rows: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]
         return to_svg(figure, title)
 
 
-def bars(kinds: Sequence[str], rows: Mapping[str, Sequence[tuple[float, float, float] | None]],
-         colours: Mapping[str, int], title: str) -> str:  # fmt: skip
-    """Accuracies, % (value, low, high of the interval), by kind of edit (groups) and run (bars), against 50 % by chance."""
+def bars(
+    kinds: Sequence[str], rows: Mapping[str, Sequence[Interval | None]], colours: Mapping[str, int], title: str
+) -> str:
+    """Accuracies by kind of edit (groups) and run (bars), against 50 % by chance."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(7.6, 0.9 + 0.24 * len(kinds) * len(rows) + 0.12 * len(kinds))
+        figure, axes = _canvas(11.5, 0.8 + 0.27 * len(kinds) * len(rows) + 0.14 * len(kinds))
         thick = 0.8 / max(len(rows), 1)
         for number, (run, values) in enumerate(rows.items()):
             for group, value in enumerate(values):
@@ -109,13 +112,13 @@ def thin(values: NDArray[np.float64], most: int) -> NDArray[np.float64]:
 
 
 def smooth(values: NDArray[np.float64], part: float = 0.03) -> NDArray[np.float64]:
-    """Exponential mean [N] -> [N] over about `part` of the curve, unbiased at its beginning."""
-    keep = 1 - 1 / max(part * len(values), 1.0)
-    mean, weight, out = 0.0, 0.0, np.empty_like(values)
-    for number, value in enumerate(values):
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out[number] = mean / weight
-    return out
+    """Centred Gaussian mean [N] -> [N], a standard deviation of `part` / 2 of the curve; it does not lag behind."""
+    width = max(part / 2 * len(values), 1e-6)
+    offsets = np.arange(-int(3 * width) - 1, int(3 * width) + 2)
+    kernel = np.exp(-0.5 * (offsets / width) ** 2)
+    reach = len(offsets) // 2
+    total = np.convolve(values, kernel)[reach : reach + len(values)]
+    return total / np.convolve(np.ones_like(values), kernel)[reach : reach + len(values)]
 
 
 def wilson(percent: float, count: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What a training run leaves behind, as the report wants it: config, log, results, examples. Every part may be absent."""
+"""What a training run leaves behind: config, log, results, examples; any of them may be absent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Series = dict[int, float]  # step -> value
 
 @dataclass
 class Run:
-    """`log`: tag -> step -> value; `results`: one entry a results-*.json, by file name; `seconds` of logged training."""
+    """`log`: tag -> step -> value; `results`: one a results-*.json, by file name; `seconds` of logged training."""
 
     folder: Path
     name: str

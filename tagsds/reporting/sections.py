@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from tagsds.reporting import plots
-from tagsds.reporting.runs import Run, data_folder, setting
+from tagsds.reporting.runs import Run, Series, data_folder, setting
 from tagsds.retrieval.table import RECALLS
 
 LOWER_IS_BETTER = ("text_median", "image_median")
@@ -33,9 +32,16 @@ MEANINGS = {
     "rank/true_above_caption": "share of hard captions below the true pair",
     "rank/true_above_synthetic": "share of written negatives below the true pair",
     "filter/written": "sentences written per caption",
-    "filter/false_of_image": "written sentences kept: new, distinct, and not true of the image by their words",
-    "disc/accuracy_replaced": "replaced words that are found",
+    "filter/kept": "written sentences per caption that enter the loss: the hardest that passed the filter",
+    "disc/accuracy_replaced": "share of replaced words that are found",
+    "disc/accuracy_kept": "share of original words that are left alone",
+    "corr/accuracy": "share of masked words restored from the written sentence",
+    "lr": "learning rate",
+    "gradient_norm": "length of the gradient before clipping",
+    "epoch": "passes over the training captions",
+    "memory/gib": "peak memory of one rank, GiB",
     "speed/true_pairs_per_s": "true pairs per second, all ranks",
+    "speed/pair_forwards_per_s": "pairs through the encoder per second, mining included, all ranks",
 }
 GROUPS = {"loss": "Losses", "rank": "How often the true pair ranks above its negatives"}
 SCORE_KINDS = {
@@ -73,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 def recall_tables(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
-    """A table a set of images that was ranked; only equal sets stand in one table, because recall falls with their size."""
+    """A table a set of images that was ranked; unequal sets stay apart, because recall falls with their size."""
     tables: dict[tuple, list[tuple[Run, dict[str, Any]]]] = {}
     for run in runs:
         for result in run.results:
@@ -121,24 +127,28 @@ def note_of(result: dict[str, Any]) -> str:
 def chance(images: int, captions: int) -> list[float]:
     """Expected figures of random scores, in the order of RECALLS; the captions are taken as evenly spread."""
     own = max(round(captions / images), 1)
-    text = [100 * (1 - comb(captions - own, min(k, captions)) / comb(captions, min(k, captions))) for k in (1, 5, 10)]
+    missed = [1.0]  # probability that none of an image's own captions is among the first k
+    while missed[-1] > 0.5 or len(missed) <= 10:
+        k = len(missed) - 1
+        missed.append(missed[-1] * max(captions - own - k, 0) / max(captions - k, 1))
+    text = [100 * (1 - missed[k]) for k in (1, 5, 10)]
     image = [100 * min(k / images, 1.0) for k in (1, 5, 10)]
-    text_median = (captions + 1) * (1 - 0.5 ** (1 / own)) - (own - 1) / 2 * 0.5 ** (1 / own)
-    return [*text, *image, sum(text) + sum(image), max(text_median, 1.0), (images + 1) / 2]
+    text_median = next(k for k, value in enumerate(missed) if value <= 0.5)
+    return [*text, *image, sum(text) + sum(image), text_median, (images + 1) / 2]
 
 
 def edits(runs: Sequence[Run], colours: dict[str, int]) -> dict[str, Any] | None:
     """Accuracies by kind of edit; None where no run has any."""
-    found = {run.name: kinds for run in runs if (kinds := {k: e for r in run.results for k, e in r.get("edits", {}).items()})}
-    if not found:
+    tables = {run.name: {k: e for result in run.results for k, e in result.get("edits", {}).items()} for run in runs}
+    tables = {name: table for name, table in tables.items() if table}
+    if not tables:
         return None
-    kinds = sorted({kind for table in found.values() for kind in table})
-    rows: dict[str, list[tuple[float, float, float] | None]] = {}
-    for name, table in found.items():
-        rows[name] = [
-            (e["accuracy"], *plots.wilson(e["accuracy"], e["pairs"])) if (e := table.get(kind)) else None for kind in kinds
-        ]
-    counts = [", ".join(sorted({str(table[kind]["pairs"]) for table in found.values() if kind in table})) for kind in kinds]
+    kinds = sorted({kind for table in tables.values() for kind in table})
+    rows: dict[str, list[plots.Interval | None]] = {}
+    for name, table in tables.items():
+        entries = [table.get(kind) for kind in kinds]
+        rows[name] = [e and (e["accuracy"], *plots.wilson(e["accuracy"], e["pairs"])) for e in entries]
+    counts = [", ".join({str(t[kind]["pairs"]): None for t in tables.values() if kind in t}) for kind in kinds]
     labels = [kind.replace("_", " ") for kind in kinds]
     return {
         "kinds": list(zip(labels, counts, strict=True)),
@@ -149,7 +159,8 @@ def edits(runs: Sequence[Run], colours: dict[str, int]) -> dict[str, Any] | None
 
 def curve_groups(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
     """Small multiples: the losses, the ranks, then everything else that was logged."""
-    tags = sorted({tag for run in runs for tag in run.log}, key=lambda tag: (tag != "loss/total", tag))
+    place = {tag: number for number, tag in enumerate(MEANINGS)}
+    tags = sorted({tag for run in runs for tag in run.log}, key=lambda tag: (place.get(tag, len(place)), tag))
     groups: dict[str, list[dict[str, Any]]] = {}
     for tag in tags:
         head = tag.split("/", 1)[0]
@@ -159,12 +170,18 @@ def curve_groups(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str,
             "tag": tag,
             "meaning": MEANINGS.get(tag, ""),
             "plot": Markup(plots.curves(series, colours, tag)),
-            "last": [(colours[name], f"{list(values.values())[-1]:.4g}") for name, values in series.items()],
+            "last": [(colours[name], f"{end_of(values):.4g}") for name, values in series.items()],
             "bad": bad,
         }
         groups.setdefault(head if head in GROUPS else "", []).append(panel)
     titles = {**GROUPS, "": "Other counters"}
     return [{"title": titles[head], "folded": head == "", "panels": groups[head]} for head in titles if head in groups]
+
+
+def end_of(series: Series) -> float:
+    """The smoothed value at the end of a curve; NaN where nothing in it is finite."""
+    values = np.array([value for value in series.values() if np.isfinite(value)])
+    return float(plots.smooth(values)[-1]) if len(values) else float("nan")
 
 
 def distributions(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -22,16 +22,15 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def recall_table(rows: dict[str, dict[str, float]]) -> str:
     """A row a set of recalls (`Recalls.as_dict`): per cent, then median ranks."""
     first = max([len("recall, %"), *map(len, rows)])
-    body = [[name.ljust(first), *(f"{values[key]:.1f}" for key in RECALLS)] for name, values in rows.items()]
+    body = [[name.ljust(first), *(f"{values[key]:5.1f}" for key in RECALLS)] for name, values in rows.items()]
     table = text_table(["recall, %".ljust(first), *HEADERS], body).splitlines()
     widths = [len(part) for part in table[1].split("  ")]
     starts = [sum(widths[:i]) + 2 * i for i in range(len(widths))]
-    groups = {1: "text (image is the query)", 4: "image (caption is the query)", 8: "median rank"}
+    groups = {1: "text retrieval", 4: "image retrieval", 8: "median rank"}
     top = ""
     ends = {1: starts[4] - 2, 4: starts[7] - 2, 8: len(table[1])}
     for column, title in groups.items():
         room = ends[column] - starts[column]
-        title = title if len(title) <= room else title.split(" (")[0]
         top = top.ljust(starts[column]) + title.center(room).rstrip()
     return "\n".join([top, *table])
 

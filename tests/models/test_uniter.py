@@ -1,10 +1,11 @@
 """The packed encoder against a literal padded one, kept positions, saving, and how heads begin.
 
 The reference below is written from the formulas (BERT, arXiv 1810.04805; UNITER, arXiv 1909.11740) on one padded batch:
-every pair holds its own copy of its text and image, LayerNorm, GELU and softmax are spelt out, and the weights are read by
-name from the model's own parameters, so that gradients can be compared parameter by parameter.
+every pair holds its own copy of its text and image, LayerNorm, GELU and softmax are spelt out, and the weights are the
+model's own parameters, read by name, so that gradients can be compared parameter by parameter.
 """
 
+import copy
 import math
 
 import pytest
@@ -36,7 +37,7 @@ def config(**changes) -> UniterConfig:
 
 
 def model_of(seed: int = 0, **changes) -> UniterModel:
-    """In eval mode, every parameter away from its initial value (LayerNorm off 1, biases and the mask embedding off 0)."""
+    """In eval mode, every parameter off its initial value (LayerNorm off 1, biases and mask embedding off 0)."""
     torch.manual_seed(seed)
     model = UniterModel(config(**changes)).eval()
     with torch.no_grad():
@@ -62,7 +63,7 @@ def pairs_of(
     regions = sum(images)
     table = Images(
         Ragged(torch.randn(regions, REGION_DIM, dtype=dtype), torch.tensor(images)),
-        geometry_of(boxes(regions)).to(dtype),
+        geometry_of(boxes(regions).to(dtype)),
         torch.rand(regions) < 0.4 if masked else None,
     )
     text_of_pair, image_of_pair = (torch.tensor(column) for column in zip(*held))
@@ -101,31 +102,25 @@ def reference(p: dict[str, Tensor], pairs: Pairs, layers: int) -> list[Tensor]:
     """States of each pair, [length, H] each, computed in one padded batch."""
     sequences = []
     for text, image in zip(pairs.text_of_pair.tolist(), pairs.image_of_pair.tolist()):
-        words = []
-        for place, piece in enumerate(pairs.texts[text].tolist()):
-            words.append(
-                p["text_embedding.word.weight"][piece]
-                + p["text_embedding.position.weight"][place]
-                + p["text_embedding.token_type.weight"][0]
-            )
-        first = int(pairs.images.lengths[:image].sum())
-        regions = []
-        for row in range(first, first + int(pairs.images.lengths[image])):
-            feature = pairs.images.regions.values[row]
-            if pairs.images.masked is not None and pairs.images.masked[row]:
-                feature = 0 * feature + p["image_embedding.mask"]
-            x1, y1, x2, y2 = pairs.images.geometry[row, :4].tolist()
-            box = torch.tensor([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)], dtype=feature.dtype)
-            regions.append(
-                norm(dense(feature, p, "image_embedding.feature"), p, "image_embedding.feature_norm")
-                + norm(dense(box, p, "image_embedding.box"), p, "image_embedding.box_norm")
-                + p["text_embedding.token_type.weight"][1]
-            )
-        embedded = [
-            norm(torch.stack(words), p, "text_embedding.norm"),
-            norm(torch.stack(regions), p, "image_embedding.norm"),
-        ]
-        sequences.append(torch.cat(embedded))
+        ids = pairs.texts[text]
+        words = (
+            p["text_embedding.word.weight"][ids]
+            + p["text_embedding.position.weight"][: len(ids)]
+            + p["text_embedding.token_type.weight"][0]
+        )
+        rows = slice(int(pairs.images.lengths[:image].sum()), int(pairs.images.lengths[: image + 1].sum()))
+        feature = pairs.images.regions.values[rows]
+        if pairs.images.masked is not None:
+            hidden = pairs.images.masked[rows, None].to(feature.dtype)
+            feature = feature * (1 - hidden) + p["image_embedding.mask"] * hidden
+        x1, y1, x2, y2 = pairs.images.geometry[rows, :4].unbind(dim=1)
+        box = torch.stack([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)], dim=1)
+        regions = (
+            norm(dense(feature, p, "image_embedding.feature"), p, "image_embedding.feature_norm")
+            + norm(dense(box, p, "image_embedding.box"), p, "image_embedding.box_norm")
+            + p["text_embedding.token_type.weight"][1]
+        )
+        sequences.append(torch.cat([norm(words, p, "text_embedding.norm"), norm(regions, p, "image_embedding.norm")]))
 
     lengths = [len(sequence) for sequence in sequences]
     longest, size = max(lengths), WIDTH // HEADS
@@ -233,7 +228,7 @@ def test_layout():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients_of_all_parameters_equal_padded(masked):
-    """In float64, so that the bound is tight; through every head but those of `test_heads`, whose losses are plain."""
+    """In float64, so that the bound is tight."""
     model = model_of().double()
     pairs = pairs_of(**RAGGED, masked=masked, dtype=torch.float64)
     expected = torch.cat(reference(dict(model.named_parameters()), pairs, layers=3))
@@ -243,8 +238,8 @@ def test_gradients_of_all_parameters_equal_padded(masked):
     reached = assert_same_gradients(
         gradients((states * weight).sum(), model), gradients((expected * weight).sum(), model), atol=1e-8
     )
-    # word, position, token type, norm 2; feature, box 2 x 2, norms 3 x 2; 3 layers of 4 matrices and 2 norms, each with bias
-    assert reached == 3 + 2 + 4 + 6 + 3 * (8 + 4) + masked
+    # word, position, type; their norm; feature and box; their norms and the image's; 3 layers of 4 matrices and 2 norms
+    assert reached == 3 + 2 + 2 * 2 + 3 * 2 + 3 * (4 + 2) * 2 + masked
 
 
 def test_every_encoder_parameter_takes_part_without_masks():
@@ -350,6 +345,8 @@ def test_saving_keeps_everything(tmp_path, load):
     assert loaded.config.trained_heads == ["itm", "mlm"] and loaded.config.region_dim == REGION_DIM
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # loaded weights lie in the mapped file at any address, and a sum's last bit depends on the alignment: copy both
+    model, loaded = copy.deepcopy(model), copy.deepcopy(loaded)
     states = model(pairs)
     assert torch.equal(states, loaded(pairs))
     for head in ("mlm", "correct", "itm", "rank", "discriminate", "region_class"):
@@ -370,10 +367,8 @@ def test_config_round_trip(tmp_path):
     config(trained_heads=["itm"]).save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is UniterConfig
-    assert loaded.to_dict() == {
-        **config(trained_heads=["itm"]).to_dict(),
-        "transformers_version": loaded.transformers_version,
-    }
+    ours, theirs = config(trained_heads=["itm"]).to_diff_dict(), loaded.to_diff_dict()
+    assert ours == theirs and theirs["trained_heads"] == ["itm"] and theirs["region_dim"] == REGION_DIM
 
 
 def test_fresh_weights_are_berts():

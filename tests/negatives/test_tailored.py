@@ -161,7 +161,7 @@ def test_annotated_captions_of_other_widths():
 def test_a_prefix_of_an_annotated_caption_is_not_equal_to_it():
     # same first pieces, but the annotated one goes on where the candidate ends
     annotated = [[CLS, 10, 21, 12, SEP, PAD, PAD, PAD], [CLS, 10, 20, 12, 9, SEP, PAD, PAD]]
-    keep, counts = kept([[sentence(10, 20, 12), sentence(10, 22, 12)]], [CAPTION], [annotated])
+    _, counts = kept([[sentence(10, 20, 12), sentence(10, 22, 12)]], [CAPTION], [annotated])
     assert counts["not_annotated"] == 2
 
 

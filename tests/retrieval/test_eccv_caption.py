@@ -16,7 +16,7 @@ IMAGES, FOLD = 5000, 1000
 
 @pytest.fixture(scope="module")
 def case():
-    """(metrics object, image ids, caption ids, image_of_caption, scores): true pairs are lifted so that all recalls differ."""
+    """(metrics object, image ids, caption ids, image_of_caption, scores); true pairs are lifted."""
     metrics = eccv_caption.Metrics()
     caption_ids = [int(c) for c in metrics.coco_ids]
     image_ids = list(dict.fromkeys(metrics.coco_gts["t2i"][c][0] for c in caption_ids))

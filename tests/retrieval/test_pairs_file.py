@@ -38,7 +38,8 @@ def test_coco_names_are_matched_by_number():
 
 
 def test_unknown_images_are_counted(tmp_path):
-    path = write(tmp_path / "obj.json", {"0": ENTRY, "1": ENTRY | {"filename": "99.jpg"}, "2": ENTRY | {"filename": "98.jpg"}})
+    strange = {number: ENTRY | {"filename": f"{number}.jpg"} for number in ("99", "98")}
+    path = write(tmp_path / "obj.json", {"0": ENTRY} | strange)
     with pytest.raises(UserError, match=r"obj.json: image '99.jpg' is not in the split \(so for 2 of 3 pairs\)"):
         read_pairs([path], ["000000000007"])
     (kind,) = read_pairs([path], ["000000000007"], skip_missing=True)

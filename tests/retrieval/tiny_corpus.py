@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tagsds.models import UniterConfig, UniterModel
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 COLOURS = ["red", "green", "blue", "black", "white", "yellow"]
 THINGS = ["dog", "cat", "ball", "boat", "house", "tree"]
 WORDS = [*SPECIAL.values(), "a", "the", "big", "small", "near", "on", "one", *COLOURS, *THINGS]

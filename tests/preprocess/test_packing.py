@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,8 +43,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(packed: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(packed, tmp_path / "copy"))
 
 
@@ -135,7 +134,7 @@ def test_a_run_that_dies_between_shards_continues_byte_identical(
 
 
 def test_a_killed_process_continues_byte_identical(tmp_path: Path) -> None:
-    size = ["--train", "500", "--dev", "0", "--test", "0", "--shard-size", "25", "--workers", "2"]
+    size = ["--train", "300", "--dev", "0", "--test", "0", "--shard-size", "20", "--workers", "2"]
     command = [sys.executable, "-m", "preprocess.pack", "world", "--out", str(tmp_path / "a"), *size]
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -1,0 +1,69 @@
+"""Start real training runs from tests: the same command a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+TINY = [
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "batch.pairs=4",
+    "optimiser.lr=1e-3",
+    "optimiser.steps=6",
+    "optimiser.warmup_steps=2",
+    "negatives.count=11",
+    "negatives.keep=3",
+    "synthetic.maskings=2",
+    "synthetic.refills=3",
+    "log.every=1",
+    "log.panel_every=0",
+    "log.examples=2",
+]
+TAGS_DC = ["loss.syn=0.5", "loss.mlm=0.1", "loss.disc=0.2", "loss.corr=0.2"]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(
+    data: Path, output: Path, ds_config: str, overrides: list[str], ranks: int = 1, resume: bool = False, recipe: str = "published-base"
+) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    command += ["tagsds/train.py", "--deepspeed_config", ds_config, "--recipe", recipe]
+    command += ["--data", str(data), "--output", str(output), *(["--resume"] if resume else []), *overrides]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def train(*args: Any, **kwargs: Any) -> str:
+    """Run to the end; the output, or an assertion with it."""
+    process = start(*args, **kwargs)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """The plug is pulled: the launcher and its ranks at once."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]

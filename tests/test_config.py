@@ -1,0 +1,217 @@
+"""The layers of a configuration, its errors, and the published numbers."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from tagsds.config import RECIPES, RunConfig, load_config, recipe_names, save_config
+from tagsds.errors import UserError
+
+
+def written(folder, name, text):
+    (folder / f"{name}.yaml").write_text(text)
+    return str(folder / f"{name}.yaml")
+
+
+def refusal(*arguments) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- layers --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_below_recipe_below_command_line(tmp_path):
+    path = written(tmp_path, "mine", "optimiser: {lr: 3.0e-4, steps: 70}\nloss: {syn: 0.5}\n")
+    config = load_config(path, ["optimiser.lr=1e-3", "batch.pairs=7", "optimiser.lr=2e-3"])
+    assert config.optimiser.lr == 2e-3  # command line, the last one
+    assert config.optimiser.steps == 70  # recipe
+    assert config.optimiser.warmup_steps == RunConfig().optimiser.warmup_steps == 500  # default
+    assert (config.batch.pairs, config.loss.syn, config.loss.mlm) == (7, 0.5, 0.0)
+    assert config.recipe == "mine"
+
+
+def test_no_overrides_and_an_empty_recipe_are_the_defaults(tmp_path):
+    config = load_config(written(tmp_path, "empty", ""))
+    assert config == dataclasses.replace(RunConfig(), recipe="empty")
+
+
+def test_a_recipe_may_name_a_base(tmp_path):
+    written(tmp_path, "ground", "optimiser: {lr: 1.0e-4, steps: 10}\nseed: 1\n")
+    written(tmp_path, "middle", "base: ground\noptimiser: {steps: 20}\nseed: 2\n")
+    top = written(tmp_path, "top", "base: middle\nseed: 3\n")
+    config = load_config(top)
+    assert (config.optimiser.lr, config.optimiser.steps, config.seed) == (1e-4, 20, 3)
+    assert config.recipe == "top"
+
+
+def test_types_are_those_of_the_dataclasses(tmp_path):
+    config = load_config(written(tmp_path, "a", ""), ["negatives.shared=true", "optimiser.betas=[0.8,0.9]", "seed=7"])
+    assert config.negatives.shared is True and config.optimiser.betas == [0.8, 0.9] and config.seed == 7
+    assert isinstance(config.optimiser.lr, float) and isinstance(config.batch.pairs, int)
+
+
+def test_the_resolved_config_reads_back_as_itself(tmp_path):
+    config = load_config("tagsdc-large-flickr", ["seed=5", "data.max_gib=2"])
+    save_config(config, tmp_path / "config.yaml")
+    again = load_config(str(tmp_path / "config.yaml"))
+    assert dataclasses.replace(again, recipe=config.recipe) == config
+
+
+def test_odds_of_the_mix_are_merged(tmp_path):
+    config = load_config(written(tmp_path, "a", "objective: pretrain\npretrain: {mix: {mrckl: 0}}\n"))
+    assert config.pretrain.mix == {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 0, "mrc": 0}
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_recipe_names_the_nearest():
+    text = refusal("tags-base-coc")
+    assert "'tags-base-coc'" in text and "did you mean 'tags-base-coco'?" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("optimiser.learning_rates=1", "optimiser.learning_rates", "known: "),
+        ("optimiser.step=1", "optimiser.step", "'steps'"),
+        ("optimizer.lr=1", "optimizer", "'optimiser'"),
+        ("sed=1", "sed", "'seed'"),
+        ("loss.synn=1", "loss.synn", "'syn'"),
+        ("pretrain.mix.mrk=1", "pretrain.mix.mrk", "mrckl"),
+    ],
+)
+def test_unknown_key_on_the_command_line(tmp_path, override, key, nearest):
+    text = refusal(written(tmp_path, "a", ""), [override])
+    assert "the command line" in text and f"'{key}'" in text and nearest in text
+
+
+def test_unknown_key_in_a_recipe_or_its_base_names_the_file(tmp_path):
+    base = written(tmp_path, "ground", "negatives: {keeps: 3}\n")
+    for path in (base, written(tmp_path, "top", "base: ground\n")):
+        text = refusal(path)
+        assert base in text and "'negatives.keeps'" in text and "'keep'" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimiser.steps=many", "optimiser.steps"),
+        ("optimiser.lr=fast", "optimiser.lr"),
+        ("batch.pairs=2.5", "batch.pairs"),
+        ("negatives.shared=perhaps", "negatives.shared"),
+        ("optimiser.betas=0.9", "optimiser.betas"),
+        ("optimiser=3", "optimiser"),
+        ("optimiser.lr=", "optimiser.lr"),
+    ],
+)
+def test_wrong_type(tmp_path, override, key):
+    text = refusal(written(tmp_path, "a", ""), [override])
+    assert key in text and "the command line" in text
+
+
+@pytest.mark.parametrize("override", ["seed", "--lr", "resume"])
+def test_override_without_an_equals_sign(tmp_path, override):
+    text = refusal(written(tmp_path, "a", ""), [override])
+    assert f"'{override}'" in text and "key=value" in text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "objective=retreival", "negatives.dtype=fp8", "optimiser.name=sgd", "batch.pairs=0", "batch.accumulation=0",
+        "optimiser.steps=0", "negatives.count=0", "negatives.keep=-1", "synthetic.maskings=0", "synthetic.refills=0",
+        "synthetic.tau=0",
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_right(tmp_path, override):
+    key, value = override.split("=")
+    text = refusal(written(tmp_path, "a", ""), [override])
+    assert key in text and value in text
+
+
+def test_a_pretraining_without_tasks(tmp_path):
+    odds = [f"pretrain.mix.{task}=0" for task in ("itm", "mlm", "mrfr", "mrckl", "mrc")]
+    assert "pretrain.mix" in refusal(written(tmp_path, "a", "objective: pretrain\n"), odds)
+    load_config(written(tmp_path, "b", "objective: retrieval\n"), odds)  # no concern of fine-tuning
+
+
+def test_a_file_that_is_no_recipe(tmp_path):
+    assert "a.yaml" in refusal(written(tmp_path, "a", "- 1\n- 2\n"))
+    assert "b.yaml" in refusal(written(tmp_path, "b", "optimiser: {lr: [\n"))
+
+
+def test_a_base_that_is_missing(tmp_path):
+    text = refusal(written(tmp_path, "a", "base: nowhere\n"))
+    assert "nowhere" in text
+
+
+# --- the recipes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads(name):
+    config = load_config(name)
+    assert config.recipe == name
+    assert config.description
+    assert 0 <= config.optimiser.warmup_steps < config.optimiser.steps
+    raw = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    assert set(raw) <= {"base", *(field.name for field in dataclasses.fields(RunConfig))}
+
+
+# arXiv 2111.03349, the released settings: lr, tau, lambda_syn, lambda_mlm, lambda_disc = lambda_corr, K, acc, steps, warm-up
+PUBLISHED = {
+    "tags-base-coco": (5e-5, 1.5, 5e-5, 0.01, 0.0, 31, 32, 5000, 500),
+    "tags-base-flickr": (5e-5, 2.0, 5e-4, 0.05, 0.0, 31, 16, 5000, 500),
+    "tags-large-coco": (4e-5, 1.5, 1e-3, 0.05, 0.0, 23, 32, 5000, 500),
+    "tags-large-flickr": (5e-5, 2.0, 1e-3, 0.05, 0.0, 23, 32, 5000, 500),
+    "tagsdc-base-coco": (1e-5, 1.5, 1e-4, 0.05, 5e-4, 31, 32, 1500, 150),
+    "tagsdc-base-flickr": (1e-5, 1.5, 5e-4, 0.1, 5e-4, 31, 32, 1500, 150),
+    "tagsdc-large-coco": (1e-5, 1.5, 1e-4, 0.05, 5e-4, 31, 32, 1500, 150),
+    "tagsdc-large-flickr": (1e-5, 1.5, 5e-4, 0.05, 5e-4, 23, 32, 5000, 500),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_fine_tuning(name):
+    config = load_config(name)
+    lr, tau, syn, mlm, word, keep, acc, steps, warmup = PUBLISHED[name]
+    optimiser, loss = config.optimiser, config.loss
+    assert (optimiser.lr, optimiser.steps, optimiser.warmup_steps) == (lr, steps, warmup)
+    assert (loss.syn, loss.mlm, loss.disc, loss.corr) == (syn, mlm, word, word)
+    assert (config.synthetic.tau, config.negatives.keep, config.batch.pairs) == (tau, keep, acc)
+    # what all eight share
+    assert (optimiser.name, optimiser.betas, optimiser.weight_decay, optimiser.clip) == ("adamw", [0.9, 0.98], 0.01, 2.0)
+    assert (loss.t2i, loss.i2t, loss.margin, loss.weight_replaced, loss.weight_kept) == (1.0, 1.0, 0.2, 1.0, 0.11)
+    synthetic = config.synthetic
+    assert (synthetic.maskings, synthetic.refills, synthetic.mask_probability) == (20, 20, 0.15)
+    assert (config.negatives.count, config.negatives.shared, config.negatives.dtype) == (399, False, "model")
+    assert (config.seed, config.model.dropout, config.batch.accumulation, config.batch.tokens) == (42, 0.1, 1, 0)
+    assert config.objective == "retrieval"
+    model = config.model
+    sizes = (model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.intermediate_size)
+    assert sizes == ((24, 1024, 16, 4096) if "large" in name else (12, 768, 12, 3072))
+
+
+def test_published_pretraining():
+    config = load_config("published-pretrain-base")
+    optimiser = config.optimiser
+    assert (optimiser.lr, optimiser.steps, optimiser.warmup_steps, optimiser.clip) == (5e-5, 200_000, 10_000, 5.0)
+    assert (optimiser.betas, optimiser.weight_decay) == ([0.9, 0.98], 0.01)
+    assert (config.batch.tokens, config.batch.accumulation) == (10240, 2)
+    assert {task: odds for task, odds in config.pretrain.mix.items() if odds} == {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 1}
+    assert (config.pretrain.mask_probability, config.pretrain.wra_weight) == (0.15, 0.1)
+    model = config.model
+    sizes = (model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.intermediate_size)
+    assert sizes == (12, 768, 12, 3072) and config.objective == "pretrain"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("baseline-")])
+def test_a_baseline_writes_nothing(name):
+    loss = load_config(name).loss
+    assert (loss.syn, loss.mlm, loss.disc, loss.corr) == (0.0, 0.0, 0.0, 0.0)
+    assert loss.t2i == loss.i2t == 1.0
