@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-if not __package__:  # run as a file (`deepspeed tagsds/evaluate.py`): this folder's random.py must not hide Python's
+if not __package__:  # run as a file (`deepspeed tagsds/evaluate.py`): imports start at the repository
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
@@ -28,7 +28,7 @@ from tagsds.data.shards import load_bank, read_manifest
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError, command
 from tagsds.models import UniterModel
-from tagsds.reporting.checkpoint import (
+from tagsds.models.load import (
     check_captions,
     check_data,
     ensure_rank_head,
@@ -36,10 +36,10 @@ from tagsds.reporting.checkpoint import (
     load_model,
     read_config,
 )
-from tagsds.reporting.ranks import World, current_world, start_world, stop_world
 from tagsds.reporting.results import FORMAT, VERSION, provenance, ranking_examples, score_histogram, write_results
 from tagsds.retrieval.metrics import coco_folds, pair_accuracy, recalls
 from tagsds.retrieval.pairs_file import EditPair, EditSet, read_pairs
+from tagsds.retrieval.ranks import World, current_world, start_world, stop_world
 from tagsds.retrieval.scorer import Scorer, score_matrix
 from tagsds.retrieval.table import results_table
 
@@ -53,6 +53,15 @@ def first_captions(bank: Bank, images: int, per_image: int) -> Tensor:
     """
     rows = [bank.captions_of_image[image] for image in range(images)]
     return torch.cat([row[:per_image] if per_image else row for row in rows])
+
+
+def shared_captions(bank: Bank, captions: Tensor) -> int:
+    """How many of the captions (int64 [C]) another image has word for word: rounding orders those."""
+    owners: dict[str, set[int]] = {}
+    images = bank.image_of_caption[captions].tolist()
+    for caption, image in zip(captions.tolist(), images, strict=True):
+        owners.setdefault(bank.texts[caption], set()).add(image)
+    return sum(len(owners[bank.texts[caption]]) > 1 for caption in captions.tolist())
 
 
 def evaluate(
@@ -108,6 +117,7 @@ def retrieval_results(scores: Tensor, bank: Bank, captions: Tensor, with_coco_fo
     """What follows from the score matrix [I, C]: images 0..I-1 of the bank, captions int64 [C]."""
     image_of_caption = bank.image_of_caption[captions]
     results: dict[str, Any] = {"recalls": recalls(scores, image_of_caption).as_dict()}
+    results["shared_captions"] = shared_captions(bank, captions)
     if with_coco_folds:
         results["coco_1k"] = coco_folds(scores, image_of_caption).as_dict()
     results["examples"] = ranking_examples(scores, image_of_caption, bank, captions)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:  # run as a script: imports start at the repository
+if not __package__:  # run as a script: imports start at the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
@@ -38,7 +38,7 @@ from tagsds.engine.monitor import Monitor
 from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.heads import HEADS, initialise_heads
-from tagsds.models.load import check_against, export_folder, load_model
+from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.examples import as_markdown, written_examples
@@ -60,9 +60,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:
     """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
     if config.init:
-        model = load_model(export_folder(config.init), (config.model.dropout, config.model.attention_dropout))
-        check_against(model, manifest, vocab, config.init)
-        return model
+        folder, _ = find_checkpoint(Path(config.init))
+        check_data(read_config(folder), folder, manifest)
+        return load_model(folder, (config.model.dropout, config.model.attention_dropout))
     torch.manual_seed(seed_of(config.seed, "weights"))
     sizes = UniterConfig(
         vocab_size=vocab.size,
@@ -72,12 +72,11 @@ def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> Uni
         intermediate_size=config.model.intermediate_size,
         hidden_dropout_prob=config.model.dropout,
         attention_probs_dropout_prob=config.model.attention_dropout,
+        initializer_range=config.model.initializer_range,
         region_dim=manifest.feature_dim,
         num_region_classes=manifest.num_classes,
     )
-    model = UniterModel(sizes)
-    check_against(model, manifest, vocab, "the recipe's model")
-    return model
+    return UniterModel(sizes)
 
 
 def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool) -> None:

@@ -17,10 +17,10 @@ from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
 from tagsds.models import UniterModel
+from tagsds.models.load import ensure_rank_head, load_model
 from tagsds.models.uniter import Layout
-from tagsds.reporting.checkpoint import ensure_rank_head, load_model
-from tagsds.reporting.ranks import World
 from tagsds.retrieval.metrics import recalls
+from tagsds.retrieval.ranks import World
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def call(*arguments) -> None:
 
 def fails(capsys, *arguments) -> str:
     """The sentence on stderr of a command that ends with status 2."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         call(*arguments)
     assert ended.value.code == 2
@@ -81,6 +82,10 @@ def test_end_to_end(corpus, run_folder, edits, capsys):
     assert results["pairs_scored"] == 8 * 40 + 2 * 8 and results["seconds"] > 0
     assert results["edits"]["object"]["pairs"] == 8
     assert 0 <= results["edits"]["object"]["accuracy"] <= 100
+
+    assert results["shared_captions"] == 0
+    bank.texts[int(captions[-1])] = bank.texts[0]
+    assert program.shared_captions(bank, captions) == 2
 
     first = results["examples"][0]
     assert first["caption"] == tiny.captions_of(0)[0] and first["image"] == tiny.key(0)

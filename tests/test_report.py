@@ -188,6 +188,7 @@ def test_results_alone_are_enough(runs, tmp_path):
     results = json.loads((runs[0] / "results-test.json").read_text())
     results["provenance"]["data"] = str(tmp_path / "gone")
     results["coco_1k"] = results["recalls"]
+    results["shared_captions"] = 17
     results["provenance"] |= {"head": "itm", "dtype": "bf16"}
     del results["edits"]
     (run / "results-test.json").write_text(json.dumps(results))
@@ -195,6 +196,7 @@ def test_results_alone_are_enough(runs, tmp_path):
     assert "No run has a training log" in page.texts["curves"]
     assert "no picture in the shards" in page.texts["rankings"] and "rankings" not in page.pictures
     assert "COCO 1K, mean of five folds" in page.texts["recall"]
+    assert "17 captions stand word for word" in page.texts["recall"]
     assert "scored by the itm head, scored in bf16, not exact" in page.texts["recall"]
     with_pictures = check_page(report.render(read_runs([run]), data=tiny.write_shards(tmp_path / "shards")))
     assert with_pictures.pictures["rankings"]

@@ -97,7 +97,10 @@ def load_shards(
 ) -> Bank:
     """A bank of the given shards."""
     tokenizer = load_tokenizer(manifest.folder / "tokenizer")
-    regions, boxes, classes, keys = [], [], [], []
+    regions: list[torch.Tensor] = []
+    boxes: list[torch.Tensor] = []
+    classes: list[torch.Tensor] = []
+    keys: list[str] = []
     texts: list[str] = []
     spans: list[list[dict[str, Any]]] = []
     image_of_caption: list[int] = []

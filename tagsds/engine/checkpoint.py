@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from tagsds.engine.build import World
 from tagsds.errors import UserError
+from tagsds.models.config import UniterConfig
 from tagsds.models.uniter import UniterModel
 
 
@@ -69,7 +70,8 @@ def export(
         else:
             state[name] = parameter.detach().float().cpu()
     if world.is_main:
-        config = type(model.config).from_dict(model.config.to_dict())
+        config = UniterConfig.from_dict(model.config.to_dict())
+        assert isinstance(config, UniterConfig)
         config.trained_heads = sorted({*config.trained_heads, *trained_heads})
         whole = UniterModel(config)
         missing = whole.load_state_dict(state, strict=False).missing_keys

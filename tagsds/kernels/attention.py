@@ -117,7 +117,9 @@ def packed_attention(
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
         from torch.nn.attention.varlen import varlen_attn
 
-        return varlen_attn(
+        out = varlen_attn(
             query, key, value, q_sequences.cumulative, k_sequences.cumulative, q_sequences.longest, k_sequences.longest
         )
+        assert isinstance(out, Tensor)
+        return out
     return padded_attention(query, key, value, q_sequences, k_sequences, dropout)

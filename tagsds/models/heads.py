@@ -99,7 +99,7 @@ def initialise_heads(model: UniterModel, needed: list[str]) -> list[str]:
     done = []
     for head in needed:
         source = _SOURCE.get(head)
-        if head in model.config.trained_heads or source not in model.config.trained_heads:
+        if source is None or head in model.config.trained_heads or source not in model.config.trained_heads:
             continue
         state = {k: v.clone() for k, v in getattr(model, source).state_dict().items()}
         if head == "rank":

@@ -1,64 +1,132 @@
-"""Load an exported model, and hold it against the shards before any long work starts."""
+"""A checkpoint: where it lies, whether it is whole, and whether it fits the shards; before any long work starts."""
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
+from typing import Any
 
+import torch
+from transformers import AutoConfig
+
+from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
-from tagsds.data.vocabulary import Vocabulary
+from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
-from tagsds.models.config import UniterConfig
-from tagsds.models.uniter import UniterModel
+from tagsds.models import UniterConfig, UniterModel
 
 
-def export_folder(path: Path | str) -> Path:
-    """The Hugging Face folder of a run folder, or the folder itself."""
-    path = Path(path)
-    for folder in (path, path / "export"):
-        if (folder / "model.safetensors").is_file():
-            return folder
-    unfinished = " (the run has checkpoints but no export: let it finish with --resume)" if (path / "checkpoints").is_dir() else ""
-    raise UserError(f"{path} holds no model.safetensors, nor does {path / 'export'}{unfinished}.")
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """`path` is a training run or a Hugging Face folder -> (the Hugging Face folder, the folder results belong in)."""
+    if (path / "config.json").is_file():
+        return path, path.resolve().parent
+    if (path / "export" / "config.json").is_file():
+        return path / "export", path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a training run's folder or one with config.json.")
+    unfinished = " (an unfinished run: let it end with --resume)" if (path / "checkpoints").is_dir() else ""
+    raise UserError(
+        f"{path} holds neither config.json nor export/config.json{unfinished}; "
+        "give a finished training run's folder, or one written by save_pretrained."
+    )
+
+
+def read_config(folder: Path) -> UniterConfig:
+    """config.json alone, so that checks need no weights."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read as a model config; export the run again.") from error
+    if not isinstance(config, UniterConfig):
+        raise UserError(
+            f"{folder / 'config.json'} has model_type '{config.model_type}', not '{UniterConfig.model_type}'; "
+            "give a checkpoint of this program, or convert it first."
+        )
+    return config
 
 
 def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> UniterModel:
-    """From a Hugging Face folder on disk; `dropout` (hidden states, attention weights) overrides the config's."""
-    try:
-        config = UniterConfig.from_dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read ({error}).") from error
+    """In fp32, every weight from the file: a weight that is missing is an error, never a fresh initialisation.
+
+    `dropout` (of hidden states, of attention weights) replaces the config's. Returned in evaluation mode.
+    """
+    config = read_config(folder)
     if dropout is not None:
         config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout
     try:
-        model, info = UniterModel.from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True
+        loaded: Any = UniterModel.from_pretrained(
+            str(folder), config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{folder} does not load: {str(error).splitlines()[0]}") from error
-    if info["missing_keys"] or info["unexpected_keys"]:
-        odd = sorted([*info["missing_keys"], *info["unexpected_keys"]])[0]
-        raise UserError(f"{folder / 'model.safetensors'} does not fit its config.json: '{odd}' is missing or unknown.")
+    except Exception as error:  # transformers and safetensors raise half a dozen kinds for a broken file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"the weights in {folder} cannot be loaded ({reason}); export or copy them again.") from error
+    model, info = loaded
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if absent:
+        raise UserError(
+            f"{folder / 'model.safetensors'} lacks {len(absent)} weights of its config (first: {absent[0]}); "
+            "export or convert the checkpoint again."
+        )
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # off the mapped file, whose tensors may lie unaligned
-    return model
+    return model.eval()
 
 
-def check_against(model: UniterModel, manifest: Manifest, vocab: Vocabulary, name: str) -> None:
-    """Widths, vocabulary and lengths must agree."""
-    config, where = model.config, manifest.folder / "manifest.json"
+def check_data(config: UniterConfig, folder: Path, manifest: Manifest) -> None:
+    """UserError where the shards' feature width or tokenizer is not the checkpoint's."""
+    shards = manifest.folder / "manifest.json"
     if config.region_dim != manifest.feature_dim:
         raise UserError(
-            f"{name} reads region features of width {config.region_dim}, but {where} says feature_dim={manifest.feature_dim}; "
-            f"use the checkpoint these features were made for, or pack the features it was trained on."
+            f"a checkpoint of another width: {folder / 'config.json'} has region_dim {config.region_dim}, {shards} has "
+            f"feature_dim {manifest.feature_dim}; evaluate it on shards of its own features, or train on these."
         )
-    if config.vocab_size != vocab.size:
+    if (folder / "tokenizer.json").is_file():
+        ours, theirs = (load_tokenizer(place) for place in (folder, manifest.folder / "tokenizer"))
+        if ours.get_vocab() != theirs.get_vocab():
+            strange = sorted(set(theirs.get_vocab().items()) ^ set(ours.get_vocab().items()))
+            raise UserError(
+                f"a checkpoint of another vocabulary: {folder / 'tokenizer.json'} has {len(ours)} pieces, "
+                f"{manifest.folder / 'tokenizer'} has {len(theirs)} (they differ at '{strange[0][0]}'); "
+                f"pack the corpus again with --tokenizer {folder}."
+            )
+    elif config.vocab_size != manifest.vocab_size:
         raise UserError(
-            f"{name} knows {config.vocab_size} word pieces, but the tokenizer beside {where} has {vocab.size}; "
-            f"pack the corpus with the checkpoint's tokenizer (tagsds-pack --tokenizer)."
+            f"a checkpoint of another vocabulary: {folder / 'config.json'} has vocab_size {config.vocab_size}, "
+            f"{shards} has {manifest.vocab_size}; pack the corpus again with the checkpoint's tokenizer."
         )
-    if manifest.max_caption_pieces > config.max_position_embeddings:
+    else:
+        message = f"{folder} holds no tokenizer.json; the shards' tokenizer is taken for the checkpoint's."
+        warnings.warn(message, stacklevel=2)
+
+
+def check_captions(positions: int, bank: Bank, captions: torch.Tensor) -> None:
+    """UserError for the first of the captions (int64 [C]) that has more word pieces than the model has positions."""
+    lengths = bank.tokens.lengths[captions]
+    if captions.numel() and int(lengths.max()) > positions:
+        caption = int(captions[int(lengths.argmax())])
         raise UserError(
-            f"{where}: a caption has {manifest.max_caption_pieces} word pieces, but {name} has "
-            f"{config.max_position_embeddings} positions; pack again with --max-caption-pieces."
+            f"a caption of image {bank.keys[int(bank.image_of_caption[caption])]} has {int(lengths.max())} word pieces "
+            f"and the checkpoint's max_position_embeddings is {positions}; pack the corpus again with "
+            "--long-captions truncate."
         )
+
+
+@torch.no_grad()
+def ensure_rank_head(model: UniterModel) -> str:
+    """'rank' where some stage trained the ranking head; it is left as it is (method, section 7, fault 5).
+
+    A pre-training checkpoint has only `itm`: the ranking head becomes the difference of its two rows, whose sigmoid is
+    exactly the probability of a match. ('itm'; row 1 alone, with which fine-tuning begins, ranks differently.)
+    """
+    trained = model.config.trained_heads
+    if "rank" in trained:
+        return "rank"
+    if "itm" not in trained:
+        raise UserError(
+            f"config.json of the checkpoint names no trained head that scores a pair (trained_heads: {trained}); "
+            "train it with a retrieval recipe, or pre-train it with itm."
+        )
+    warnings.warn("the rank head is not trained; pairs are scored by the itm head's log odds of a match.", stacklevel=2)
+    model.rank.weight.copy_(model.itm.weight[1:2] - model.itm.weight[0:1])
+    model.rank.bias.copy_(model.itm.bias[1:2] - model.itm.bias[0:1])
+    return "itm"

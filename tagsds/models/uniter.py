@@ -185,7 +185,9 @@ class UniterModel(PreTrainedModel):
         """Both tables, each row once however many pairs use it."""
         text, token_type = self.text_embedding(texts)
         x = torch.cat([text, self.image_embedding(images, token_type)])
-        return Table(x, self.layers[0].qkv(x), text.shape[0])
+        first = self.layers[0]
+        assert isinstance(first, Layer)
+        return Table(x, first.qkv(x), text.shape[0])
 
     def forward(self, pairs: Pairs, keep: Tensor | None = None, table: Table | None = None) -> Tensor:
         """States of the last layer, [K, H]: at the stream positions `keep` (int64 [K], ascending), or everywhere.
@@ -206,7 +208,8 @@ class UniterModel(PreTrainedModel):
         if keep is not None:
             owner = torch.searchsorted(layout.starts, keep, right=True) - 1
             kept = Sequences.of(torch.bincount(owner, minlength=len(pairs)))
-        x, qkv = table.x.index_select(0, gather), table.qkv.index_select(0, gather)
+        x: Tensor = table.x.index_select(0, gather)
+        qkv: Tensor | None = table.qkv.index_select(0, gather)
         for layer in self.layers[:-1]:
             x, qkv = layer(x, qkv, sequences, None, sequences), None
         return self.layers[-1](x, qkv, sequences, keep, kept)

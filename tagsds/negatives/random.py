@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
+from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.losses.ranking import hardest
-from tagsds.draw import Draw
 from tagsds.retrieval.scorer import Scorer
 
 

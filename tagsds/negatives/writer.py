@@ -13,10 +13,10 @@ from tagsds.data.builder import PairBuilder
 from tagsds.data.masking import choose_by_structure, corrupt, span_members
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
+from tagsds.draw import Draw
 from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.tailored import filter_candidates, refill, write
-from tagsds.draw import Draw
 from tagsds.retrieval.scorer import Scorer, without_dropout
 
 

@@ -15,13 +15,13 @@ from tagsds.data.masking import choose_pieces, choose_regions, corrupt
 from tagsds.data.pairs import Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
+from tagsds.draw import Draw, generator
 from tagsds.errors import UserError, nearest
 from tagsds.losses.masked import region_cross_entropy, region_kl, region_mse, word_cross_entropy
 from tagsds.losses.matching import itm, transport_distance, word_region_alignment
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import draw_images
 from tagsds.objectives.report import Report, share
-from tagsds.draw import Draw, generator
 from tagsds.retrieval.scorer import Scorer
 
 TASKS = ("itm", "mlm", "mrfr", "mrckl", "mrc")

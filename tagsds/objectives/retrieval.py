@@ -15,6 +15,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
+from tagsds.draw import Draw
 from tagsds.losses.discrimination import discrimination
 from tagsds.losses.masked import word_cross_entropy
 from tagsds.losses.ranking import triplet
@@ -22,7 +23,6 @@ from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import Hard, mine_random, mine_shared
 from tagsds.negatives.writer import Maskings, Written, mask_captions, write_negatives
 from tagsds.objectives.report import Report, share
-from tagsds.draw import Draw
 from tagsds.retrieval.scorer import Scorer
 
 

@@ -108,8 +108,9 @@ def recall_tables(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str
         ]
         title = "COCO 1K, mean of five folds" if key == "coco_1k" else f"Split “{split}”"
         error = 50 / images**0.5, 50 / captions**0.5
+        shared = max(result.get("shared_captions", 0) for _, result in entries)
         out.append({"title": title, "images": images, "captions": captions, "rows": rows, "error": error,
-                    "chance": chance(images, captions)})  # fmt: skip
+                    "shared": shared, "chance": chance(images, captions)})  # fmt: skip
     return out
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.small_world import caption_ids, model_of, score_of
 
 from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
@@ -11,6 +10,7 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.negatives.random import check_size, draw_captions, draw_images, mine_random, mine_shared
 from tagsds.retrieval.scorer import Scorer
+from tests.small_world import caption_ids, model_of, score_of
 
 
 def bank_of(captions_per_image: list[int]) -> Bank:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.small_world import caption_ids, model_of, score_of
 
 from tagsds.data.builder import PairBuilder
 from tagsds.data.shards import load_bank
 from tagsds.models.uniter import Layout
 from tagsds.retrieval.scorer import Scorer, score_matrix, without_dropout
+from tests.small_world import caption_ids, model_of, score_of
 
 
 @pytest.fixture(scope="module")

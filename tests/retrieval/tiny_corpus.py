@@ -35,15 +35,18 @@ def tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
 
 
 def captions_of(image: int) -> list[str]:
-    """Five captions, and a sixth for every second image."""
-    colour, thing, other = COLOURS[image % 6], THINGS[image % 6], THINGS[(image // 6 + image) % 6]
+    """Five captions, and a sixth for every second image.
+
+    No two images share a caption: equal captions tie up to rounding, which depends on the chunks.
+    """
+    colour, thing = COLOURS[image % 6], THINGS[(image + image // 6) % 6]
     texts = [
         f"a {colour} {thing}",
-        f"the {thing} near a {other}",
-        f"one big {colour} {thing} on the {other}",
-        f"a small {thing}",
-        f"the {colour} {thing} near the big {other}",
-        f"a {other} on one {thing}",
+        f"the {colour} {thing} near a tree",
+        f"one big {colour} {thing} on the boat",
+        f"a small {colour} {thing}",
+        f"the {colour} {thing} near the big house",
+        f"a ball on one {colour} {thing}",
     ]
     return texts[: 5 + image % 2]
 
@@ -138,7 +141,7 @@ def write_edits(path: Path, images: int = 8, extra: dict | None = None) -> Path:
         str(image): {
             "filename": f"{key(image)}.jpg",
             "caption": captions_of(image)[0],
-            "negative_caption": f"a {COLOURS[image % 6]} {THINGS[(image + 1) % 6]}",
+            "negative_caption": f"a {COLOURS[image % 6]} {THINGS[(image + image // 6 + 1) % 6]}",
         }
         for image in range(images)
     }

@@ -1,0 +1,209 @@
+"""Whole experiments: pack, pre-train, fine-tune each stage through the `deepspeed` launcher, evaluate, report.
+
+    python -m tagsds.experiment demo --output runs/demo
+    python -m tagsds.experiment world --output runs/world --seeds 1 2
+    python -m tagsds.experiment coco-boxes --source FOLDER --pairs FOLDER --output runs/coco-boxes --seeds 1 2
+
+Whatever lies finished in the output folder is reused, and said so; what was interrupted is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tagsds.errors import UserError, command
+from tagsds.retrieval.table import comparison_table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run: its name, the recipe, the stage it starts from (and the folder in it)."""
+
+    name: str
+    recipe: str
+    init: str = ""
+    evaluated: bool = True
+
+
+def stages(corpus: str) -> list[Stage]:
+    """Pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second part
+    starts from TAGS' intermediate export."""
+    return [
+        Stage("pretrain", f"{corpus}-pretrain", evaluated=False),
+        Stage("baseline", f"{corpus}-baseline", "pretrain/export"),
+        Stage("tags", f"{corpus}-tags", "pretrain/export"),
+        Stage("tagsdc", f"{corpus}-tagsdc", "tags/export-stage2"),
+    ]
+
+
+class Experiment:
+    """Runs the steps in order; every step leaves a file behind by which the next call knows that it is done."""
+
+    def __init__(self, output: Path, ranks: int, port: int) -> None:
+        self.output, self.ranks, self.port = output, ranks, port
+        self.training_seconds = 0.0
+        output.mkdir(parents=True, exist_ok=True)
+
+    def pack(self, arguments: list[str]) -> Path:
+        data = self.output / "data"
+        if (data / "manifest.json").is_file():
+            say(f"reusing the corpus in {data}")
+        else:
+            say(f"packing the corpus into {data}")
+            call([sys.executable, "-m", "preprocess.pack", *arguments, "--out", str(data)])
+        return data
+
+    def train(self, stage: Stage, data: Path, folder: Path, seed: int) -> Path:
+        run = folder / stage.name
+        if (run / "export" / "model.safetensors").is_file():
+            say(f"reusing the finished run {run}")
+            return run
+        overrides = [f"seed={seed}"]
+        if stage.init:
+            overrides.append(f"init={start_folder(folder / stage.init)}")
+        say(f"training {run} (recipe {stage.recipe}, {self.ranks} rank(s))" + (" from its checkpoint" if run.is_dir() else ""))
+        begin = time.perf_counter()
+        arguments = ["--deepspeed_config", "ds_configs/zero1.json", "--recipe", stage.recipe, "--data", str(data)]
+        self.launch("tagsds/train.py", [*arguments, "--output", str(run), "--resume", *overrides])
+        self.training_seconds += time.perf_counter() - begin
+        return run
+
+    def evaluate(self, run: Path, data: Path, arguments: list[str]) -> dict[str, Any]:
+        results = run / "results-test.json"
+        if results.is_file():
+            say(f"reusing {results}")
+        else:
+            say(f"evaluating {run} on the test split")
+            self.launch("tagsds/evaluate.py", ["--checkpoint", str(run), "--data", str(data), "--split", "test", *arguments])
+        return json.loads(results.read_text())
+
+    def launch(self, script: str, arguments: list[str]) -> None:
+        """Through the deepspeed launcher, as a user would."""
+        self.port += 1
+        launcher = str(Path(sys.executable).parent / "deepspeed")
+        ranks = ["--num_gpus", str(self.ranks), "--master_port", str(self.port), "--log_level", "error"]
+        env = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        if not torch.cuda.is_available():
+            threads = max(1, (os.cpu_count() or 1) // self.ranks)
+            env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        call([launcher, *ranks, script, *arguments], env)
+
+
+def start_folder(path: Path) -> Path:
+    """`export-stage2` stands for the one intermediate export of a run."""
+    if path.name != "export-stage2":
+        return path
+    found = sorted(path.parent.glob("export-step*"))
+    if not found:
+        raise UserError(f"{path.parent} holds no export-step folder; its recipe must set log.export_at.")
+    return found[-1]
+
+
+def say(text: str) -> None:
+    print(f"== {text}", flush=True)
+
+
+def call(arguments: list[str], env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(arguments, cwd=ROOT, env=env)
+    if done.returncode:
+        raise UserError(f"'{' '.join(arguments[:6])} ...' ended with status {done.returncode}; its message is above.")
+
+
+def run_all(experiment: Experiment, corpus: str, data: Path, seeds: list[int], evaluation: list[str]) -> dict[str, Any]:
+    """All stages of all seeds: {stage: {seed: results}}."""
+    rows: dict[str, Any] = {}
+    for seed in seeds:
+        folder = experiment.output / f"seed{seed}" if len(seeds) > 1 else experiment.output
+        for stage in stages(corpus):
+            run = experiment.train(stage, data, folder, seed)
+            if stage.evaluated:
+                rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, evaluation)
+    return rows
+
+
+def summary(rows: dict[str, Any]) -> dict[str, Any]:
+    """Per stage and figure: the value of each seed, mean and standard deviation (0 for one seed)."""
+    out: dict[str, Any] = {}
+    for stage, by_seed in rows.items():
+        figures: dict[str, list[float]] = {}
+        for results in by_seed.values():
+            for name, value in results.get("recalls", {}).items():
+                figures.setdefault(name, []).append(value)
+            for kind, edit in results.get("edits", {}).items():
+                figures.setdefault(f"edits/{kind}", []).append(edit["accuracy"])
+            if edits := results.get("edits"):
+                mean = statistics.fmean(edit["accuracy"] for edit in edits.values())
+                figures.setdefault("edits/mean", []).append(mean)
+        out[stage] = {
+            name: {"seeds": v, "mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0}
+            for name, v in figures.items()
+        }
+    return out
+
+
+def finish(experiment: Experiment, corpus: str, data: Path, rows: dict[str, Any], seeds: list[int]) -> None:
+    results = experiment.output / "results.json"
+    table = summary(rows)
+    results.write_text(json.dumps({"corpus": corpus, "seeds": seeds, "stages": table}, indent=1))
+    folder = experiment.output / f"seed{seeds[0]}" if len(seeds) > 1 else experiment.output
+    runs = [str(folder / stage.name) for stage in stages(corpus)]
+    report = experiment.output / "report.html"
+    call([sys.executable, "-m", "tagsds.report", *runs, "--data", str(data), "--output", str(report)])
+    print(comparison_table(table))
+    trained = f"trained for {experiment.training_seconds / 60:.1f} minutes; " if experiment.training_seconds else ""
+    say(f"{trained}figures in {results}, report in {report}")
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tagsds.experiment", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("experiment", choices=("demo", "world", "coco-boxes"))
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--source", type=Path, help="coco-boxes: captions_val2017.json, boxes_val2017.txt, coco.names, splits.json")
+    parser.add_argument("--pairs", type=Path, help="coco-boxes: folder of SugarCrepe's JSON files")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--port", type=int, default=29600)
+    args = parser.parse_args()
+    corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
+    if corpus == "world":
+        source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]
+    else:
+        source, evaluation = coco_boxes_source(args.source, args.pairs)
+    experiment = Experiment(args.output.resolve(), args.ranks, args.port)
+    data = experiment.pack(source)
+    rows = run_all(experiment, corpus, data, args.seeds, evaluation)
+    finish(experiment, corpus, data, rows, args.seeds)
+
+
+def coco_boxes_source(folder: Path | None, pairs: Path | None) -> tuple[list[str], list[str]]:
+    """Arguments of the packer and of the evaluation on test-1k."""
+    if folder is None or not folder.is_dir():
+        raise UserError("coco-boxes needs the captions and boxes: make coco-boxes DATA=<folder with captions_val2017.json ...>")
+    files = {"--captions": "captions_val2017.json", "--boxes": "boxes_val2017.txt", "--split": "splits.json"}
+    files["--class-names"] = "coco.names"
+    for name in files.values():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} does not exist; coco-boxes needs {', '.join(files.values())} in one folder.")
+    source = ["coco", "--long-captions", "truncate"]
+    for option, name in files.items():
+        source += [option, str((folder / name).resolve())]
+    return source, ["--first", "1000", *(["--pairs", str(pairs.resolve())] if pairs else [])]
+
+
+main = command(run)
+
+if __name__ == "__main__":
+    main()
