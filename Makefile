@@ -9,9 +9,10 @@ RUNS ?= runs
 RANKS ?= 2
 PORT ?= 29600
 DATA ?=
+PAIRS ?=
 SEEDS ?= 1 2
 
-.PHONY: demo test check coco-boxes world-seeds install clean-demo
+.PHONY: demo test check coco-boxes world install
 
 install: $(STAMP)
 
@@ -24,7 +25,7 @@ $(STAMP): setup.py
 	@touch $@
 
 demo: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" RANKS=$(RANKS) PORT=$(PORT) bash scripts/demo.sh $(RUNS)/demo
+	@$(BIN)/python -m tagsds.experiment demo --output $(RUNS)/demo --ranks $(RANKS) --port $(PORT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -34,12 +35,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 # make coco-boxes DATA=<folder with captions_val2017.json, boxes_val2017.txt, coco.names, splits.json>
-#   PAIRS=<folder of SugarCrepe's JSON files>  SEEDS="1 2"
+#   [PAIRS=<folder of SugarCrepe's JSON files>] [SEEDS="1 2"]
 coco-boxes: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" RANKS=$(RANKS) PORT=$(PORT) SEEDS="$(SEEDS)" PAIRS="$(PAIRS)" \
-		bash scripts/coco_boxes.sh "$(DATA)" $(RUNS)/coco-boxes
+	@$(BIN)/python -m tagsds.experiment coco-boxes --output $(RUNS)/coco-boxes --ranks $(RANKS) --port $(PORT) \
+		--seeds $(SEEDS) $(if $(DATA),--source "$(DATA)") $(if $(PAIRS),--pairs "$(PAIRS)")
 
-# the embedded world, all stages, several seeds: what writing negatives brings on edited captions
-world-seeds: $(STAMP)
-	@PATH="$(abspath $(BIN)):$$PATH" RANKS=$(RANKS) PORT=$(PORT) SEEDS="$(SEEDS)" \
-		bash scripts/world_seeds.sh $(RUNS)/world
+# the embedded world with several seeds: what writing negatives brings on edited captions
+world: $(STAMP)
+	@$(BIN)/python -m tagsds.experiment world --output $(RUNS)/world --ranks $(RANKS) --port $(PORT) --seeds $(SEEDS)

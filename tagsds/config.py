@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -177,7 +178,12 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
 
 def _with_parents(path: Path) -> list[tuple[DictConfig, str]]:
     """A recipe may name another as `base:`; the base's keys come first."""
-    layer = OmegaConf.load(path)
+    try:
+        layer = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist, but a recipe names it as its base; {nearest(path.stem, recipe_names())}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(layer, DictConfig):
         raise UserError(f"{path} holds no mapping of keys to values.")
     base = layer.pop("base", None)
@@ -188,8 +194,10 @@ def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:
     for key in layer:
         if key not in schema:
             raise UserError(f"{where}: unknown key '{prefix}{key}': {nearest(str(key), map(str, schema))}")
-        # pretrain.mix is a free mapping of tasks
-        if isinstance(layer[key], DictConfig) and isinstance(schema[key], DictConfig):
+        if isinstance(schema[key], DictConfig):
+            if not isinstance(layer[key], DictConfig):
+                known = ", ".join(map(str, schema[key]))
+                raise UserError(f"{where}: '{prefix}{key}' is a group of settings, not a value; set one of them: {known}.")
             _check_keys(schema[key], layer[key], where, f"{prefix}{key}.")
 
 

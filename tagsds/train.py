@@ -17,7 +17,6 @@ import time
 import torch
 
 from tagsds.config import RunConfig, load_config, save_config
-from tagsds.data.sampler import PositiveSampler
 from tagsds.data.shards import Manifest, load_bank, read_manifest
 from tagsds.data.source import BankSource
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
@@ -131,8 +130,8 @@ def train(args: argparse.Namespace) -> None:
     start = checkpoint.load(engine, args.output, world, stage) if args.resume else 0
     norm = GradientNorm(engine)
     log, monitor = config.log, Monitor(args.output, world, steps, start, config.recipe)
+    true_pairs = config.batch.pairs * slots
     if world.is_main:
-        true_pairs = config.batch.pairs * slots
         monitor.bar.write(
             f"{config.recipe}: {sum(p.numel() for p in model.parameters()):,} parameters, {world.size} rank(s) on "
             f"{world.device.type}, ZeRO {stage}, {true_pairs} true pairs a step, {bank.num_images:,} images and "
@@ -143,15 +142,14 @@ def train(args: argparse.Namespace) -> None:
 
     model.train()
     for step in range(start, steps):
-        bank, window = source.at(step)
-        sampler = PositiveSampler(bank.num_captions, config.batch.pairs, slots, seed_of(config.seed, "positives", window))
+        bank, _ = source.at(step)
         lr = learning_rate(step, config.optimiser)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
         for micro in range(per_rank):
-            draw = source.draw_of(Draw(config.seed, step, world.rank * per_rank + micro), window)
-            captions = sampler.at(draw).to(bank.device)
-            torch.manual_seed(seed_of(config.seed, step, world.rank * per_rank + micro, "dropout"))
+            draw = Draw(config.seed, step, world.rank * per_rank + micro)
+            captions = source.positives(draw, config.batch.pairs, slots)
+            torch.manual_seed(seed_of(config.seed, step, draw.slot, "dropout"))
             report = engine(bank, captions, draw)
             engine.backward(report.total)
             norm.before_step()
@@ -159,10 +157,10 @@ def train(args: argparse.Namespace) -> None:
             monitor.add(report, len(captions))
         done = step + 1
         if done % log.every == 0 or done == steps:
-            monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": sampler.epoch(done)})
+            monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": done * true_pairs / bank.num_captions})
         if log.panel_every and done % log.panel_every == 0 and config.objective == "retrieval" and objective.writes:
-            panel = Draw(config.seed, done, 0)
-            first = sampler.at(panel)[:2].to(bank.device)
+            panel = Draw(config.seed, step, 0)  # the same captions on all ranks only where they share the bank
+            first = source.positives(panel, config.batch.pairs, slots)[:2] if source.whole else captions[:2]
             examples = written_examples(model, scorer, bank, first, config, vocab, tokenizer, panel)
             monitor.text("written negatives", as_markdown(examples), done)
         if done % log.checkpoint_every == 0 or done == steps:
@@ -172,23 +170,25 @@ def train(args: argparse.Namespace) -> None:
         monitor.bar.update()
 
     checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
-    if config.objective == "retrieval" and objective.writes and "dev" in manifest.splits and log.examples:
-        write_examples(args, config, model, scorer, vocab, tokenizer, world)
+    if config.objective == "retrieval":
+        examples: list = []
+        if objective.writes and "dev" in manifest.splits and log.examples:
+            examples = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
+        if world.is_main:
+            found = {"scores": monitor.recent, "negatives": examples}
+            checkpoint.write_json(args.output / "examples.json", found)
     monitor.close()
     if world.is_main:
         print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")
 
 
-def write_examples(args, config, model, scorer, vocab, tokenizer, world) -> None:
-    """examples.json for the report: what the encoder writes for the first captions of dev images."""
-    dev, _ = load_bank(args.data, "dev", first=config.log.examples, checksum=False)
+def examples_of_dev(data: str, config: RunConfig, model: UniterModel, scorer: Scorer, vocab, tokenizer, world) -> list:
+    """What the encoder writes for the first captions of the first dev images, for the report."""
+    dev, _ = load_bank(data, "dev", first=config.log.examples, checksum=False)
     dev = dev.to(world.device)
     captions = dev.captions_of_image.values[dev.captions_of_image.offsets[:-1]]
-    negatives = written_examples(
-        model, scorer, dev, captions, config, vocab, tokenizer, Draw(config.seed, config.optimiser.steps, 0)
-    )
-    if world.is_main:
-        checkpoint.write_json(args.output / "examples.json", {"negatives": negatives})
+    draw = Draw(config.seed, config.optimiser.steps, 0)
+    return written_examples(model, scorer, dev, captions, config, vocab, tokenizer, draw)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted([*(ROOT / "tagsds").rglob("*.py"), *(ROOT / "preprocess").rglob("*.py")])
 LONGEST = 350  # lines of a file
+
+
+def sources() -> list[Path]:
+    return sorted([*(ROOT / "tagsds").rglob("*.py"), *(ROOT / "preprocess").rglob("*.py")])
 
 
 def name_of(path: Path) -> str:
@@ -37,7 +40,7 @@ def uses(path: Path, package: str) -> bool:
 
 def test_only_the_engine_imports_deepspeed():
     engine = ROOT / "tagsds" / "engine"
-    importers = {name_of(path) for path in SOURCES if uses(path, "deepspeed")}
+    importers = {name_of(path) for path in sources() if uses(path, "deepspeed")}
     assert importers, "the engine must be among the files looked at"
     assert {name for name in importers if engine not in (ROOT / name).parents} == set()
 
@@ -55,7 +58,7 @@ def test_single_device_code_knows_nothing_of_ranks(folder):
 
 
 def test_files_stay_short():
-    long = {name_of(path): n for path in SOURCES if (n := len(path.read_text().splitlines())) > LONGEST}
+    long = {name_of(path): n for path in sources() if (n := len(path.read_text().splitlines())) > LONGEST}
     assert long == {}
 
 
@@ -68,7 +71,7 @@ PLACES = re.compile(r"(?<![\w.$}/-])/(?:home|work|root|tmp)/[\w.-]")
 
 
 def test_no_path_of_a_machine_in_tracked_files():
-    """Paths come from the command line, the recipe or the environment. Docker's and SLURM's own mount points are theirs."""
+    """Paths come from the command line, the recipe or the environment."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -29,10 +29,6 @@ class PositiveSampler:
             out[here] = self._permutation(epoch)[position[here] % self.captions]
         return out
 
-    def epoch(self, step: int) -> float:
-        """Passes over the captions when `step` steps are done."""
-        return step * self.slots * self.batch / self.captions
-
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._epochs:
             if len(self._epochs) > 2:

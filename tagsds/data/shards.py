@@ -118,14 +118,17 @@ def load_shards(
                 raise UserError(
                     f"{path}, sample {key}: regions.npy has shape {array.shape}, not [n > 0, {manifest.feature_dim}]."
                 )
-            for caption in json.loads(sample["captions.json"]):
+            for caption in json.loads(_member(sample, "captions.json", path)):
                 texts.append(caption["text"])
                 spans.append(caption.get("spans", []))
                 image_of_caption.append(len(keys))
             regions.append(torch.from_numpy(array.astype(np.float16, copy=False)))
-            boxes.append(torch.from_numpy(_npy(sample, "boxes.npy", path)))
-            if manifest.num_classes:
-                classes.append(torch.from_numpy(_npy(sample, "classes.npy", path)))
+            for name, width, rows in (("boxes.npy", 4, boxes), ("classes.npy", manifest.num_classes, classes)):
+                if width:
+                    rows.append(torch.from_numpy(_npy(sample, name, path)))
+                    if rows[-1].shape != (len(array), width) or not rows[-1].isfinite().all():
+                        wanted = f"[{len(array)}, {width}] finite numbers"
+                        raise UserError(f"{path}, sample {key}: {name} is not {wanted}; pack the corpus again.")
             keys.append(key)
             bar.update()
     bar.close()
@@ -183,7 +186,14 @@ def read_pictures(folder: Path | str, split: str, keys: Iterable[str]) -> dict[s
     return found
 
 
-def _npy(sample: dict[str, Any], name: str, path: Path) -> np.ndarray:
+def _member(sample: dict[str, Any], name: str, path: Path) -> bytes:
     if name not in sample:
         raise UserError(f"{path}, sample {sample['__key__']}: {name} is missing; pack the corpus again.")
-    return np.load(BytesIO(sample[name]), allow_pickle=False)
+    return sample[name]
+
+
+def _npy(sample: dict[str, Any], name: str, path: Path) -> np.ndarray:
+    try:
+        return np.load(BytesIO(_member(sample, name, path)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}, sample {sample['__key__']}: {name} is no whole npy array; pack the corpus again.") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from tagsds.config import DataConfig
 from tagsds.data.bank import Bank
+from tagsds.data.sampler import PositiveSampler
 from tagsds.data.shards import load_shards, read_manifest
-from tagsds.draw import Draw, generator
+from tagsds.draw import Draw, generator, seed_of
 from tagsds.errors import UserError
 
 
@@ -32,6 +34,7 @@ class BankSource:
                     f"data.max_gib={config.max_gib} holds no shard of {folder}; raise it or pack with a smaller --shard-size."
                 )
         self._loaded: tuple[int, Bank] | None = None
+        self._sampler: tuple[int, PositiveSampler] | None = None
 
     def at(self, step: int) -> tuple[Bank, int]:
         window = 0 if self.whole else step // self.config.window_steps
@@ -49,12 +52,21 @@ class BankSource:
         for position in range(first, first + self.per_window):
             epoch, place = divmod(position, total)
             order = torch.randperm(total, generator=generator("cpu", self.seed, "shards", epoch)).tolist()
-            if order[place] not in out:  # a window that spans two passes may meet a shard twice
+            if order[place] not in out:
                 out.append(order[place])
+            else:  # a window that spans two passes meets a shard twice: take one it lacks, so that windows are of one size
+                out.append(next(shard for shard in order if shard not in out))
         return out
 
-    def draw_of(self, draw: Draw, window: int) -> Draw:
-        """The draw within a window, where the sampler starts anew."""
-        if self.whole:
-            return draw
-        return Draw(draw.seed + 7919 * window, draw.step - window * self.config.window_steps, draw.slot)
+    def positives(self, draw: Draw, batch: int, slots: int) -> Tensor:
+        """Caption numbers of a micro-batch in the bank of its step, int64 [batch]. A whole partition is shared by all slots; a
+        window is its rank's own, so the rank walks through it alone, and afresh in each window."""
+        bank, window = self.at(draw.step)
+        if not self.whole:
+            slots //= self.ranks
+            first_step = window * self.config.window_steps
+            draw = Draw(draw.seed, draw.step - first_step, draw.slot - self.rank * slots)
+        if self._sampler is None or self._sampler[0] != window:
+            seed = seed_of(self.seed, "positives", window)
+            self._sampler = (window, PositiveSampler(bank.num_captions, batch, slots, seed))
+        return self._sampler[1].at(draw).to(bank.device)

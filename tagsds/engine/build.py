@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
     to the system each time costs a quarter of a small model's step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-3, 1 << 26)  # M_MMAP_THRESHOLD, 64 MiB
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         pass  # another C library: nothing is lost but speed

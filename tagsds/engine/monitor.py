@@ -16,6 +16,9 @@ from tagsds.engine.build import World
 from tagsds.objectives.report import Report
 
 
+SCORES_KEPT = 2000  # of each kind, for the report's distributions
+
+
 class Monitor:
     """Collects reports of micro-batches; `log` reduces and writes what came since the last call."""
 
@@ -29,6 +32,7 @@ class Monitor:
 
             _drop_rows_after(self.path, start)
             self.writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
+        self.recent: dict[str, list[float]] = {}
         self.begin = time.perf_counter()
         self.since = self.begin
         self._reset()
@@ -71,8 +75,10 @@ class Monitor:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, step)
             for name, parts in self.scores.items():
-                if (joined := torch.cat(parts)).numel():
-                    self.writer.add_histogram(f"score/{name}", joined.float().cpu().numpy(), step)
+                if (joined := torch.cat(parts).float().cpu()).numel():
+                    self.writer.add_histogram(f"score/{name}", joined.numpy(), step)
+                    kept = [*self.recent.get(name, []), *joined.tolist()]
+                    self.recent[name] = [round(value, 4) for value in kept[-SCORES_KEPT:]]
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "time_s": round(now - self.begin, 2), **row}) + "\n")
             self.bar.set_postfix(loss=f"{row['loss/total']:.4f}", pairs_s=f"{row['speed/true_pairs_per_s']:.1f}")

@@ -38,6 +38,8 @@ class PretrainObjective(nn.Module):
         for task in config.pretrain.mix:
             if task not in TASKS:
                 raise UserError(f"pretrain.mix: unknown task '{task}': {nearest(task, TASKS)}")
+        if (config.pretrain.mix.get("mrckl") or config.pretrain.mix.get("mrc")) and not model.config.num_region_classes:
+            raise UserError("pretrain.mix asks for mrckl or mrc but the shards carry no classes.npy; set their odds to 0.")
 
     @staticmethod
     def heads(config: RunConfig) -> list[str]:

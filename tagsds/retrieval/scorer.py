@@ -58,10 +58,12 @@ class Scorer:
         with without_dropout(self.model), autocast:
             table = self.model.embed(pairs.texts, pairs.images)
             for number in tqdm(range(wanted), desc="score", unit="chunk", disable=not progress, leave=False):
-                index = chunks[number] if number < len(chunks) else chunks[0][:1]
+                mine = number < len(chunks)
+                index = chunks[number] if mine else chunks[0][:1]
                 chunk = pairs.subset(index)
-                states = self.model(chunk, Layout.of(chunk).cls(), table)
-                scores[index] = self.model.score(states)
+                score = self.model.score(self.model(chunk, Layout.of(chunk).cls(), table))
+                if mine:
+                    scores[index] = score
         return scores
 
     def chunks(self, lengths: Tensor) -> list[Tensor]:

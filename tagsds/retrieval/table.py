@@ -51,3 +51,18 @@ def results_table(results: dict) -> str:
         parts.append(text_table(["true above edited caption", "%", "pairs", "skipped"], rows))
     speed = f"{results['pairs_scored']} pairs in {results['seconds']:.1f} s ({results['pairs_per_second']:.0f} pairs/s)"
     return "\n\n".join([*parts, speed])
+
+
+def comparison_table(stages: dict) -> str:
+    """Stages side by side, mean (and standard deviation over the seeds where there are several) of each figure:
+    {stage: {figure: {"seeds": [..], "mean": float, "std": float}}}."""
+    figures = [name for name in next(iter(stages.values())) if name not in ("images", "captions")]
+    rows = []
+    for name in figures:
+        cells = []
+        for values in stages.values():
+            figure = values.get(name, {"seeds": [], "mean": float("nan"), "std": 0.0})
+            spread = f" ± {figure['std']:.1f}" if len(figure["seeds"]) > 1 else ""
+            cells.append(f"{figure['mean']:.1f}{spread}")
+        rows.append([name, *cells])
+    return text_table(["test split, %", *stages], rows)

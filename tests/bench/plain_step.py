@@ -3,8 +3,8 @@
 It computes the losses of `tagsds.objectives.retrieval` from the same draws and the same weights, the way the released
 code of the paper is built: image features are projected again for every pair, the last layer is computed for every
 position, the vocabulary for every word, the true pair is forwarded once for each ranking loss, repeated and filtered
-candidates are scored before they are dropped, and filtering is a Python loop. It shares attention's kernel (SDPA) with the package, so
-that a ratio between the two says nothing about kernels.
+candidates are scored before they are dropped, and filtering is a Python loop. It shares
+attention's kernel (SDPA) with the package, so that a ratio between the two says nothing about kernels.
 
 Shapes: P = pairs of a batch, W = words of the longest text, R = regions of the largest image, L = longest sequence.
 """

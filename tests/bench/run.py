@@ -61,7 +61,7 @@ def corpus(images: int, seed: int = 0) -> Bank:
     feature = torch.randn(int(regions.sum()), 2048, generator=torch.Generator().manual_seed(seed)).relu().half()
     return Bank(
         tokens=tokens,
-        spans=Ragged(torch.tensor([s for row in spans for s in row], dtype=torch.int32), torch.tensor([len(s) for s in spans])),
+        spans=Ragged.from_rows([torch.tensor(row, dtype=torch.int32) for row in spans]),
         image_of_caption=torch.arange(images).repeat_interleave(5),
         captions_of_image=Ragged(torch.arange(5 * images), torch.full((images,), 5)),
         regions=Ragged(feature, regions),

@@ -104,8 +104,8 @@ def test_itm_and_wra(corpus, slot):
         regions = states[len(pair.texts.values) :]
         cost = [[1 - float(torch.cosine_similarity(w, r, dim=0)) for r in regions] for w in words]
         distances.append(ipot(cost) if is_true else -ipot(cost))
-    assert float(report.terms["itm"]) == pytest.approx(sum(losses) / 5, rel=1e-5)
-    assert float(report.terms["wra"]) == pytest.approx(sum(distances) / 5, rel=1e-3, abs=1e-5)
+    assert report.terms["itm"].item() == pytest.approx(sum(losses) / 5, rel=1e-5)
+    assert report.terms["wra"].item() == pytest.approx(sum(distances) / 5, rel=1e-3, abs=1e-5)
     assert float(report.total) == pytest.approx(float(report.terms["itm"]) + 0.1 * float(report.terms["wra"]), rel=1e-6)
     assert [float(v) for v in report.counters["itm/accuracy"]] == [hits, 5]
 
@@ -191,7 +191,7 @@ def test_a_hidden_feature_does_not_reach_the_loss(corpus):
     """The prediction of a masked region must not see the feature it is to predict."""
     bank = corpus[0]
     objective = objective_of(corpus, mrckl=1)
-    report, pairs = run(objective, bank)
+    _, pairs = run(objective, bank)
     pair = single(pairs, 0)
     region = int(pair.images.masked.nonzero()[0])
     image = int(bank.image_of_caption[CAPTIONS[0]])
