@@ -61,12 +61,12 @@ class RetrievalObjective(nn.Module):
             written = everything.hardest(len(captions), self.negatives.keep)
 
         builder = PairBuilder(bank)
-        rows = builder.captions(captions)
+        size = len(captions)  # one call, so that a caption that is true here and hard there is one row
+        all_rows = builder.captions(torch.cat([captions, hard_captions.index.flatten()]))
+        rows, hard_rows = all_rows[:size], all_rows[size:].view_as(hard_captions.index)
         true = builder.pairs(rows, images)
         at_images = builder.pairs(rows[:, None].expand_as(hard_images.index), hard_images.index)
-        at_captions = builder.pairs(
-            builder.captions(hard_captions.index), images[:, None].expand_as(hard_captions.index)
-        )
+        at_captions = builder.pairs(hard_rows, images[:, None].expand_as(hard_captions.index))
         at_written = at_maskings = slice(0, 0)
         if written is not None and maskings is not None:
             sentences = Ragged.from_padded(written.ids, maskings.lengths[written.caption])
