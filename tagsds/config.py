@@ -181,7 +181,7 @@ def _with_parents(path: Path) -> list[tuple[DictConfig, str]]:
     try:
         layer = OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist, but a recipe names it as its base; {nearest(path.stem, recipe_names())}") from error
+        raise UserError(f"{path}, a recipe's base, does not exist; {nearest(path.stem, recipe_names())}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(layer, DictConfig):

@@ -171,11 +171,11 @@ def train(args: argparse.Namespace) -> None:
 
     checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
     if config.objective == "retrieval":
-        examples: list = []
+        negatives: list = []
         if objective.writes and "dev" in manifest.splits and log.examples:
-            examples = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
+            negatives = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
         if world.is_main:
-            found = {"scores": monitor.recent, "negatives": examples}
+            found = {"scores": monitor.recent, "negatives": negatives}
             checkpoint.write_json(args.output / "examples.json", found)
     monitor.close()
     if world.is_main:

@@ -40,7 +40,8 @@ def free_port() -> int:
 
 
 def start(
-    data: Path, output: Path, ds_config: str, overrides: list[str], ranks: int = 1, resume: bool = False, recipe: str = "published-base"
+    data: Path, output: Path, ds_config: str, overrides: list[str], ranks: int = 1, resume: bool = False,
+    recipe: str = "published-base",
 ) -> subprocess.Popen[str]:
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
     command += ["tagsds/train.py", "--deepspeed_config", ds_config, "--recipe", recipe]

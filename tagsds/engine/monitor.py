@@ -15,7 +15,6 @@ from tqdm import tqdm
 from tagsds.engine.build import World
 from tagsds.objectives.report import Report
 
-
 SCORES_KEPT = 2000  # of each kind, for the report's distributions
 
 

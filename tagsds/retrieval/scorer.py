@@ -26,7 +26,8 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 class Scorer:
-    """`scorer(pairs)` -> ranking logits float32 [P], in chunks of at most `max_tokens` tokens (None: by device), without dropout or gradient.
+    """`scorer(pairs)` -> ranking logits float32 [P], in chunks of at most `max_tokens` tokens (None: by device), without dropout
+    or gradient.
 
     Both tables are embedded once per call, the last layer is computed for [CLS] alone, and pairs are taken in order of
     length, so that a padded fallback pads next to nothing.
