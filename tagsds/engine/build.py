@@ -35,11 +35,11 @@ class World:
 def init_distributed() -> World:
     """Join the process group that the `deepspeed` launcher, torchrun or SLURM described; alone without any of them."""
     import deepspeed
-    import transformers
     from deepspeed.utils import logger
+    from transformers.utils import logging as progress
 
     logger.setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    progress.disable_progress_bar()
     # DeepSpeed 0.19.8 calls two collectives by the names that torch 2.13 deprecates, at every step
     warnings.filterwarnings("ignore", message=".*_tensor` is deprecated", category=FutureWarning)
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}

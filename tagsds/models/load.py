@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
@@ -50,6 +51,7 @@ def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> Unit
 
     `dropout` (of hidden states, of attention weights) replaces the config's. Returned in evaluation mode.
     """
+    logging.disable_progress_bar()
     config = read_config(folder)
     if dropout is not None:
         config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout
