@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from preprocess.records import ImageRecord
 from preprocess.sources.boxes import fractions
-from preprocess.sources.karpathy import CaptionIndex, image_key, read_index
+from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
 from tagsds.errors import UserError
 
 CONFIDENCE = 0.2  # regions above it are kept,
@@ -55,7 +54,7 @@ class Line:
 
 
 @dataclass
-class ButdTsvSource:
+class ButdTsvSource(IndexedSource):
     """Index of the lines that the split needs."""
 
     index: CaptionIndex
@@ -141,18 +140,6 @@ class ButdTsvSource:
         if not self.index.splits:
             raise UserError(f"{tsv[0]}: no image of the split has regions; extract them again.")
         self.lines = {key: line for key, line in self.lines.items() if line.num_boxes}
-
-    def splits(self) -> dict[str, list[str]]:
-        """Keys in the order of the split file."""
-        return self.index.splits
-
-    def texts(self, split: str) -> Iterable[str]:
-        """Captions of a split."""
-        return self.index.texts(split)
-
-    def edits(self, split: str) -> dict[str, list[dict[str, str]]]:
-        """None."""
-        return {}
 
     def record(self, split: str, key: str) -> ImageRecord:
         """Features float32 [n, D], boxes as fractions, confidences, soft labels if asked for; most confident first."""

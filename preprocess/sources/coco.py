@@ -6,7 +6,6 @@ seeded by (seed, image key), so that a pack is repeatable and no pixels are need
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from preprocess.records import ImageRecord, seed_of
 from preprocess.sources.boxes import fractions
-from preprocess.sources.karpathy import CaptionIndex, image_key, read_index, read_json
+from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index, read_json
 from tagsds.errors import UserError
 
 WHOLE_IMAGE = "whole image"  # pseudo-class of the one region of an image without boxes
@@ -24,7 +23,7 @@ BoxTable = dict[str, list[tuple[float, float, float, float, int]]]  # key -> x1,
 
 
 @dataclass
-class CocoSource:
+class CocoSource(IndexedSource):
     """Index of captions and boxes of all images of the split, in memory."""
 
     index: CaptionIndex
@@ -75,18 +74,6 @@ class CocoSource:
             if how == "skip":
                 self.index.splits[split] = [key for key in keys if self.boxes.get(key)]
         self.index.splits = {split: keys for split, keys in self.index.splits.items() if keys}
-
-    def splits(self) -> dict[str, list[str]]:
-        """Keys in the order of the split file."""
-        return self.index.splits
-
-    def texts(self, split: str) -> Iterable[str]:
-        """Captions of a split."""
-        return self.index.texts(split)
-
-    def edits(self, split: str) -> dict[str, list[dict[str, str]]]:
-        """None; SugarCrepe brings its own."""
-        return {}
 
     def record(self, split: str, key: str) -> ImageRecord:
         """Features float32 [n, feature_dim], boxes as fractions, classes one-hot [n, 80]."""

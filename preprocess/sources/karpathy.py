@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,3 +130,21 @@ def _check_splits(index: CaptionIndex, path: Path) -> None:
                 raise UserError(
                     f"{path}: image {key} of '{name}' has no caption in {index.origin}; remove it or add some."
                 )
+
+
+class IndexedSource:
+    """A source whose splits and captions come from an index, without edited captions of its own."""
+
+    index: CaptionIndex
+
+    def splits(self) -> dict[str, list[str]]:
+        """Keys in the order of the split file."""
+        return self.index.splits
+
+    def texts(self, split: str) -> Iterable[str]:
+        """Captions of a split."""
+        return self.index.texts(split)
+
+    def edits(self, split: str) -> dict[str, list[dict[str, str]]]:
+        """None; SugarCrepe's files serve COCO."""
+        return {}
