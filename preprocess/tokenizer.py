@@ -90,10 +90,12 @@ _SPLIT = pre_tokenizers.BertPreTokenizer()
 
 
 def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
-    """A lower-casing BERT WordPiece tokenizer over the given pieces; ids are positions in the list."""
+    """A BERT WordPiece tokenizer over the given pieces; ids are positions in the list. It lower-cases unless a piece besides the
+    special ones has a capital."""
+    lowercase = all(piece == piece.lower() for piece in vocabulary if not piece.startswith("["))
     ids = {piece: index for index, piece in enumerate(vocabulary)}
     backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",

@@ -12,17 +12,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tagsds.errors import UserError, nearest
 
+BASE_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
 class ModelConfig:
-    """Sizes of a model built from scratch; `init` takes them from its checkpoint."""
+    """Sizes left out are the checkpoint's where `init` names one, and BERT base's from scratch; a size that contradicts the
+    checkpoint is an error."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
     dropout: float = 0.1
     """of hidden states"""
     attention_dropout: float = 0.1
@@ -35,11 +37,10 @@ class ModelConfig:
 class DataConfig:
     split: str = "train"
     max_gib: float = 64.0
-    """memory one rank may fill with the corpus; a larger one is walked through in a window of shards"""
+    """memory (of the GPU, where there is one) that a rank may fill with the corpus; a larger corpus is walked through in windows
+    of shards"""
     window_steps: int = 500
     """steps drawn from one window before the next is loaded"""
-    on_device: bool = True
-    """keep the bank on the GPU where there is one"""
     checksum: bool = True
     """hold each shard against the manifest's sha256 while loading"""
 
@@ -47,7 +48,7 @@ class DataConfig:
 @dataclass
 class BatchConfig:
     pairs: int = 32
-    """true pairs of one micro-batch on one rank (the paper's "acc")"""
+    """true pairs of one micro-batch on one rank; `acc` of the paper is pairs * accumulation"""
     tokens: int = 0
     """if set: `pairs` becomes this many tokens divided by the corpus's mean tokens of a pair"""
     accumulation: int = 1
@@ -119,6 +120,7 @@ class LogConfig:
     panel_every: int = 250
     """steps between two text panels"""
     checkpoint_every: int = 500
+    """0: only at the end"""
     keep_checkpoints: int = 2
     export_at: list[int] = field(default_factory=list)
     """steps after which a Hugging Face folder export-step<N> is written besides the one at the end"""
@@ -163,14 +165,20 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     for text in overrides or []:
         if "=" not in text:
             raise UserError(f"'{text}' on the command line is not of the form key=value.")
-        layers.append((OmegaConf.from_dotlist([text]), "the command line"))
+        try:
+            layers.append((OmegaConf.from_dotlist([text]), "the command line"))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"'{text}' on the command line cannot be read: {' '.join(str(error).split())}") from error
     for layer, where in layers:
         _check_keys(schema, layer, where)
         try:
             schema = OmegaConf.merge(schema, layer)
         except OmegaConfBaseException as error:
             raise UserError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    config = OmegaConf.to_object(schema)
+    try:
+        config = OmegaConf.to_object(schema)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, RunConfig)
     check(config)
     return config
@@ -218,12 +226,44 @@ def check(config: RunConfig) -> None:
         "synthetic.maskings": config.synthetic.maskings,
         "synthetic.refills": config.synthetic.refills,
         "synthetic.tau": config.synthetic.tau,
+        "log.every": config.log.every,
+        "data.window_steps": config.data.window_steps,
+        "data.max_gib": config.data.max_gib,
+        **{f"model.{name}": getattr(config.model, name) or 1 for name in BASE_SIZES},
     }
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"{key}={value} must be above zero.")
+    shares = {
+        "pretrain.mask_probability": config.pretrain.mask_probability,
+        "synthetic.mask_probability": config.synthetic.mask_probability,
+        "model.dropout": config.model.dropout,
+        "model.attention_dropout": config.model.attention_dropout,
+    }
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{key}={value} must be at least 0 and below 1.")
+    not_negative = {
+        "optimiser.warmup_steps": config.optimiser.warmup_steps,
+        "optimiser.clip": config.optimiser.clip,
+        "log.checkpoint_every": config.log.checkpoint_every,
+        "log.keep_checkpoints": config.log.keep_checkpoints,
+        "log.panel_every": config.log.panel_every,
+        **{f"pretrain.mix.{task}": odds for task, odds in config.pretrain.mix.items()},
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise UserError(f"{key}={value} must not be negative.")
+    if len(config.optimiser.betas) != 2:
+        raise UserError(f"optimiser.betas={config.optimiser.betas} must be two numbers.")
     if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
         raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def save_config(config: RunConfig, path: Path) -> None:

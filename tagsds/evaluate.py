@@ -129,14 +129,16 @@ def score_edits(
     scorer: Scorer, bank: Bank, tokenizer: Any, pairs: Sequence[EditPair], world: World, progress: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
     """Logits of the true and the false captions with their images, two [N]; None on all ranks but the first."""
-    mine = world.share(torch.arange(len(pairs))).tolist()
+    every = [text for pair in pairs for text in (pair.caption, pair.negative)]  # all ranks meet the same mistakes
+    whole = tokenize_texts(tokenizer, every, scorer.model.config.max_position_embeddings)
+    share = world.share(torch.arange(len(pairs)))
+    mine = share.tolist()
     part = torch.empty(len(mine), 2, device=bank.device)
     if mine:
-        texts = [text for i in mine for text in (pairs[i].caption, pairs[i].negative)]
-        table = tokenize_texts(tokenizer, texts, scorer.model.config.max_position_embeddings).to(bank.device)
+        table = whole.select(torch.stack([2 * share, 2 * share + 1], dim=1).flatten()).to(bank.device)
         images = torch.tensor([pairs[i].image for i in mine], device=bank.device)
         rows, image_of_row = torch.unique(images, return_inverse=True)
-        text_of_pair = torch.arange(len(texts), device=bank.device)
+        text_of_pair = torch.arange(2 * len(mine), device=bank.device)
         packed = Pairs(table, bank.image_table(rows), text_of_pair, image_of_row.repeat_interleave(2))
         part = scorer(packed, progress=progress and world.first).view(-1, 2)
     both = world.gather(part, len(pairs))
@@ -201,7 +203,7 @@ def run(options: argparse.Namespace, world: World, device: torch.device) -> dict
     head = ensure_rank_head(model)
     torch.nn.Module.to(model, device)  # in place; transformers' own `to` is not typed
     first = None if options.pairs else options.first  # edits may name any image of the split
-    bank, manifest = load_bank(options.data, options.split, first, progress=world.first)
+    bank, manifest = load_bank(options.data, options.split, first, progress=world.first, classes=False)
     edits = read_pairs(options.pairs, bank.keys, options.skip_missing_pairs)
     results = evaluate(
         model,

@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 
+from tagsds.config import load_config
 from tagsds.errors import UserError, command
+from tagsds.prepare import different_settings
 from tagsds.retrieval.table import comparison_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,25 +55,27 @@ class Experiment:
     """Runs the steps in order; every step leaves a file behind by which the next call knows that it is done."""
 
     def __init__(self, output: Path, ranks: int, port: int) -> None:
-        self.output, self.ranks, self.port = output, ranks, port
+        on_gpus = torch.cuda.device_count()
+        self.output, self.ranks, self.port = output, min(ranks, on_gpus) if on_gpus else ranks, port
         self.training_seconds = 0.0
         output.mkdir(parents=True, exist_ok=True)
 
     def pack(self, arguments: list[str]) -> Path:
+        """The packer itself knows whether the corpus is there, and made from the same sources."""
         data = self.output / "data"
-        if (data / "manifest.json").is_file():
-            say(f"reusing the corpus in {data}")
-        else:
-            say(f"packing the corpus into {data}")
-            call([sys.executable, "-m", "preprocess.pack", *arguments, "--out", str(data)])
+        say(f"corpus in {data}")
+        call([sys.executable, "-m", "preprocess.pack", *arguments, "--out", str(data)])
         return data
 
     def train(self, stage: Stage, data: Path, folder: Path, seed: int) -> Path:
         run = folder / stage.name
+        overrides = [f"seed={seed}"]
         if (run / "export" / "model.safetensors").is_file():
+            if changed := different_settings(run / "config.yaml", load_config(stage.recipe, overrides)):
+                keys = ", ".join(changed)
+                raise UserError(f"{run} was trained with other settings ({keys}); remove it or name another --output.")
             say(f"reusing the finished run {run}")
             return run
-        overrides = [f"seed={seed}"]
         if stage.init:
             overrides.append(f"init={start_folder(folder / stage.init)}")
         say(f"training {run} (recipe {stage.recipe}, {self.ranks} rank(s))" + (" from its checkpoint" if run.is_dir() else ""))
@@ -82,12 +86,15 @@ class Experiment:
         return run
 
     def evaluate(self, run: Path, data: Path, arguments: list[str]) -> dict[str, Any]:
-        results = run / "results-test.json"
-        if results.is_file():
+        results, asked = run / "results-test.json", run / "results-test.arguments.json"
+        weights = run / "export" / "model.safetensors"
+        known = results.is_file() and asked.is_file() and json.loads(asked.read_text()) == arguments
+        if known and results.stat().st_mtime > weights.stat().st_mtime:
             say(f"reusing {results}")
         else:
             say(f"evaluating {run} on the test split")
             self.launch("tagsds/evaluate.py", ["--checkpoint", str(run), "--data", str(data), "--split", "test", *arguments])
+            asked.write_text(json.dumps(arguments))
         return json.loads(results.read_text())
 
     def launch(self, script: str, arguments: list[str]) -> None:
@@ -106,7 +113,7 @@ def start_folder(path: Path) -> Path:
     """`export-stage2` stands for the one intermediate export of a run."""
     if path.name != "export-stage2":
         return path
-    found = sorted(path.parent.glob("export-step*"))
+    found = sorted(folder for folder in path.parent.glob("export-step*") if folder.name[11:].isdigit())
     if not found:
         raise UserError(f"{path.parent} holds no export-step folder; its recipe must set log.export_at.")
     return found[-1]
@@ -126,7 +133,7 @@ def run_all(experiment: Experiment, corpus: str, data: Path, seeds: list[int], e
     """All stages of all seeds: {stage: {seed: results}}."""
     rows: dict[str, Any] = {}
     for seed in seeds:
-        folder = experiment.output / f"seed{seed}" if len(seeds) > 1 else experiment.output
+        folder = experiment.output / f"seed{seed}"
         for stage in stages(corpus):
             run = experiment.train(stage, data, folder, seed)
             if stage.evaluated:
@@ -158,7 +165,7 @@ def finish(experiment: Experiment, corpus: str, data: Path, rows: dict[str, Any]
     results = experiment.output / "results.json"
     table = summary(rows)
     results.write_text(json.dumps({"corpus": corpus, "seeds": seeds, "stages": table}, indent=1))
-    folder = experiment.output / f"seed{seeds[0]}" if len(seeds) > 1 else experiment.output
+    folder = experiment.output / f"seed{seeds[0]}"
     runs = [str(folder / stage.name) for stage in stages(corpus)]
     report = experiment.output / "report.html"
     call([sys.executable, "-m", "tagsds.report", *runs, "--data", str(data), "--output", str(report)])

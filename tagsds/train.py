@@ -16,15 +16,15 @@ import time
 
 import torch
 
-from tagsds.config import RunConfig, load_config, save_config
-from tagsds.data.shards import Manifest, load_bank, read_manifest
+from tagsds.config import RunConfig, load_config
+from tagsds.data.shards import load_bank, read_manifest
 from tagsds.data.source import BankSource
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw, seed_of
 from tagsds.engine import checkpoint
 from tagsds.engine.build import (
     GradientNorm,
-    barrier,
+    agree,
     build_engine,
     build_optimiser,
     init_distributed,
@@ -35,12 +35,12 @@ from tagsds.engine.build import (
 from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.monitor import Monitor
 from tagsds.errors import UserError
-from tagsds.models import UniterConfig, UniterModel
+from tagsds.models import UniterModel
 from tagsds.models.heads import HEADS, initialise_heads
-from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.examples import as_markdown, written_examples
+from tagsds.prepare import batch_size, build_model, prepare_output
 from tagsds.retrieval.scorer import Scorer
 
 
@@ -56,46 +56,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:
-    """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
-    if config.init:
-        folder, _ = find_checkpoint(Path(config.init))
-        check_data(read_config(folder), folder, manifest)
-        return load_model(folder, (config.model.dropout, config.model.attention_dropout))
-    torch.manual_seed(seed_of(config.seed, "weights"))
-    sizes = UniterConfig(
-        vocab_size=vocab.size,
-        hidden_size=config.model.hidden_size,
-        num_hidden_layers=config.model.num_hidden_layers,
-        num_attention_heads=config.model.num_attention_heads,
-        intermediate_size=config.model.intermediate_size,
-        hidden_dropout_prob=config.model.dropout,
-        attention_probs_dropout_prob=config.model.attention_dropout,
-        initializer_range=config.model.initializer_range,
-        region_dim=manifest.feature_dim,
-        num_region_classes=manifest.num_classes,
-    )
-    return UniterModel(sizes)
-
-
-def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool) -> None:
-    """Nothing that is there is overwritten: an output folder with a run in it is resumed or refused."""
-    if (output / "config.yaml").is_file() and not resume:
-        raise UserError(f"{output} holds a run already; add --resume to go on with it, or name another --output.")
-    barrier()  # all ranks have looked before the first writes
-    if is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        save_config(config, output / "config.yaml")
-
-
-def batch_size(config: RunConfig, bank) -> int:
-    """True pairs of a micro-batch; from a budget of tokens where the recipe gives one."""
-    if not config.batch.tokens:
-        return config.batch.pairs
-    tokens_per_pair = bank.tokens.lengths.float().mean() + bank.regions.lengths.float().mean()
-    return max(1, int(config.batch.tokens / float(tokens_per_pair)))
-
-
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
     config.data_folder = str(args.data)
@@ -104,18 +64,19 @@ def train(args: argparse.Namespace) -> None:
     vocab = Vocabulary.of(tokenizer)
     world = init_distributed()
 
-    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main)
+    mix = config.pretrain.mix
+    needs_classes = config.objective == "pretrain" and bool(mix.get("mrckl") or mix.get("mrc"))
+    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main, needs_classes)
     model = build_model(config, manifest, vocab)
     make = OBJECTIVES[config.objective]
     heads = make.heads(config)
     train_only(model, heads, HEADS)
     started = initialise_heads(model, heads)
     prepare_output(args.output, config, args.resume, world.is_main)
+    drawn = config.negatives.count if config.objective == "retrieval" and not config.negatives.shared else 0
 
-    bank, _ = source.at(0)
-    if config.objective == "retrieval" and not config.negatives.shared:
-        check_size(bank, config.negatives.count, args.data)
-    config.batch.pairs = batch_size(config, bank)
+    bank, _ = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
+    config.batch.pairs = agree(batch_size(config, bank), world)
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
     stage = zero_stage(ds)
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
@@ -131,6 +92,7 @@ def train(args: argparse.Namespace) -> None:
     norm = GradientNorm(engine)
     log, monitor = config.log, Monitor(args.output, world, steps, start, config.recipe)
     true_pairs = config.batch.pairs * slots
+    all_captions = manifest.splits[config.data.split]["captions"]
     if world.is_main:
         monitor.bar.write(
             f"{config.recipe}: {sum(p.numel() for p in model.parameters()):,} parameters, {world.size} rank(s) on "
@@ -138,11 +100,16 @@ def train(args: argparse.Namespace) -> None:
             f"{bank.num_captions:,} captions in memory ({bank.gib():.2f} GiB)"
             + (f", from step {start}" if start else "")
             + (f"; heads begun: {', '.join(started)}" if started else "")
+            + ("" if config.init or config.objective == "pretrain" else "; no init given: the encoder starts untrained")
         )
 
+    checked = -1
     model.train()
     for step in range(start, steps):
-        bank, _ = source.at(step)
+        bank, window = source.at(step)
+        if window != checked:
+            checked = window
+            check_size(bank, drawn, args.data)
         lr = learning_rate(step, config.optimiser)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
@@ -157,26 +124,27 @@ def train(args: argparse.Namespace) -> None:
             monitor.add(report, len(captions))
         done = step + 1
         if done % log.every == 0 or done == steps:
-            monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": done * true_pairs / bank.num_captions})
+            monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": done * true_pairs / all_captions})
         if log.panel_every and done % log.panel_every == 0 and config.objective == "retrieval" and objective.writes:
             panel = Draw(config.seed, step, 0)  # the same captions on all ranks only where they share the bank
             first = source.positives(panel, config.batch.pairs, slots)[:2] if source.whole else captions[:2]
             examples = written_examples(model, scorer, bank, first, config, vocab, tokenizer, panel)
             monitor.text("written negatives", as_markdown(examples), done)
-        if done % log.checkpoint_every == 0 or done == steps:
-            checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
-        if done in log.export_at and done < steps:
+        if done in log.export_at and done < steps:  # before the checkpoint: a run resumed from it does not come back here
             checkpoint.export(engine, model, tokenizer, args.output / f"export-step{done}", heads, world, stage)
+        if (log.checkpoint_every and done % log.checkpoint_every == 0) or done == steps:
+            checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
         monitor.bar.update()
 
-    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
-    if config.objective == "retrieval":
+    if config.objective == "retrieval" and (start < steps or not (args.output / "examples.json").is_file()):
         negatives: list = []
         if objective.writes and "dev" in manifest.splits and log.examples:
             negatives = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
         if world.is_main:
             found = {"scores": monitor.recent, "negatives": negatives}
             checkpoint.write_json(args.output / "examples.json", found)
+    # last of all: a run with an export is a finished run
+    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
     monitor.close()
     if world.is_main:
         print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")
@@ -184,7 +152,7 @@ def train(args: argparse.Namespace) -> None:
 
 def examples_of_dev(data: str, config: RunConfig, model: UniterModel, scorer: Scorer, vocab, tokenizer, world) -> list:
     """What the encoder writes for the first captions of the first dev images, for the report."""
-    dev, _ = load_bank(data, "dev", first=config.log.examples, checksum=False)
+    dev, _ = load_bank(data, "dev", first=config.log.examples, checksum=False, classes=False)
     dev = dev.to(world.device)
     captions = dev.captions_of_image.values[dev.captions_of_image.offsets[:-1]]
     draw = Draw(config.seed, config.optimiser.steps, 0)

@@ -19,6 +19,7 @@ TINY = [
     "model.num_attention_heads=2",
     "model.intermediate_size=64",
     "batch.pairs=4",
+    "batch.accumulation=1",
     "optimiser.lr=1e-3",
     "optimiser.steps=6",
     "optimiser.warmup_steps=2",

@@ -6,7 +6,6 @@ once per row (embedding, projection of the region features) is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,12 +72,3 @@ def geometry_of(boxes: Tensor) -> Tensor:
     width = boxes[:, 2] - boxes[:, 0]
     height = boxes[:, 3] - boxes[:, 1]
     return torch.cat([boxes, width[:, None], height[:, None], (width * height)[:, None]], dim=1)
-
-
-def cat_texts(tables: Sequence[Ragged]) -> tuple[Ragged, list[int]]:
-    """Text tables one after another, and the row at which each begins."""
-    starts, total = [], 0
-    for table in tables:
-        starts.append(total)
-        total += len(table)
-    return Ragged.cat(tables), starts

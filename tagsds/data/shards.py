@@ -76,7 +76,12 @@ def read_samples(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def load_bank(
-    folder: Path | str, split: str, first: int | None = None, checksum: bool = True, progress: bool = False
+    folder: Path | str,
+    split: str,
+    first: int | None = None,
+    checksum: bool = True,
+    progress: bool = False,
+    classes: bool = True,
 ) -> tuple[Bank, Manifest]:
     """All images of a split (or the first N), in the order of the split, with all their captions."""
     manifest = read_manifest(folder)
@@ -85,7 +90,7 @@ def load_bank(
         if first is None or taken < first:
             shards.append(shard)
             taken += shard["samples"]
-    return load_shards(manifest, shards, first, checksum, progress), manifest
+    return load_shards(manifest, shards, first, checksum, progress, classes), manifest
 
 
 def load_shards(
@@ -94,12 +99,15 @@ def load_shards(
     first: int | None = None,
     checksum: bool = True,
     progress: bool = False,
+    classes: bool = True,
 ) -> Bank:
-    """A bank of the given shards."""
+    """A bank of the given shards, without the soft labels unless `classes`. Peak memory is the bank's own."""
     tokenizer = load_tokenizer(manifest.folder / "tokenizer")
-    regions: list[torch.Tensor] = []
-    boxes: list[torch.Tensor] = []
-    classes: list[torch.Tensor] = []
+    expected = sum(shard["regions"] for shard in shards)
+    regions = _Rows(expected, manifest.feature_dim, torch.float16)
+    boxes = _Rows(expected, 4, torch.float32)
+    labels = _Rows(expected, manifest.num_classes if classes else 0, torch.float16)
+    lengths: list[int] = []
     keys: list[str] = []
     texts: list[str] = []
     spans: list[list[dict[str, Any]]] = []
@@ -122,13 +130,15 @@ def load_shards(
                 texts.append(caption["text"])
                 spans.append(caption.get("spans", []))
                 image_of_caption.append(len(keys))
-            regions.append(torch.from_numpy(array.astype(np.float16, copy=False)))
-            for name, width, rows in (("boxes.npy", 4, boxes), ("classes.npy", manifest.num_classes, classes)):
-                if width:
-                    rows.append(torch.from_numpy(_npy(sample, name, path)))
-                    if rows[-1].shape != (len(array), width) or not rows[-1].isfinite().all():
-                        wanted = f"[{len(array)}, {width}] finite numbers"
+            regions.add(array)
+            lengths.append(len(array))
+            for name, rows in (("boxes.npy", boxes), ("classes.npy", labels)):
+                if rows.width:
+                    part = _npy(sample, name, path)
+                    if part.shape != (len(array), rows.width) or not np.isfinite(part).all():
+                        wanted = f"[{len(array)}, {rows.width}] finite numbers"
                         raise UserError(f"{path}, sample {key}: {name} is not {wanted}; pack the corpus again.")
+                    rows.add(part)
             keys.append(key)
             bar.update()
     bar.close()
@@ -140,12 +150,32 @@ def load_shards(
         spans=span_rows,
         image_of_caption=owner,
         captions_of_image=Ragged(order, torch.bincount(owner, minlength=len(keys))),
-        regions=Ragged.from_rows(regions),
-        boxes=torch.cat(boxes).float(),
-        classes=torch.cat(classes) if classes else None,
+        regions=Ragged(regions.rows(), torch.tensor(lengths)),
+        boxes=boxes.rows(),
+        classes=labels.rows() if labels.width else None,
         texts=texts,
         keys=keys,
     )
+
+
+class _Rows:
+    """A growing table [rows, width] that is filled in place, so that a corpus is never held twice."""
+
+    def __init__(self, expected: int, width: int, dtype: torch.dtype) -> None:
+        self.width = width
+        self.table = torch.empty(expected, width, dtype=dtype)
+        self.count = 0
+
+    def add(self, part: np.ndarray) -> None:
+        end = self.count + len(part)
+        if end > len(self.table):
+            more = self.table.new_empty(max(end, 2 * len(self.table)) - len(self.table), self.width)
+            self.table = torch.cat([self.table, more])
+        self.table[self.count : end] = torch.from_numpy(part)
+        self.count = end
+
+    def rows(self) -> torch.Tensor:
+        return self.table[: self.count]
 
 
 def tokenize(tokenizer, texts: list[str], spans: list[list[dict[str, Any]]]) -> tuple[Ragged, Ragged]:
@@ -169,21 +199,6 @@ def tokenize(tokenizer, texts: list[str], spans: list[list[dict[str, Any]]]) -> 
         Ragged(torch.tensor(pieces, dtype=torch.int32), torch.tensor(lengths)),
         Ragged(torch.tensor(entries, dtype=torch.int32).view(-1, 2), torch.tensor(entry_lengths)),
     )
-
-
-def read_pictures(folder: Path | str, split: str, keys: Iterable[str]) -> dict[str, bytes]:
-    """The pictures of the given images, for those whose samples carry one."""
-    manifest, wanted = read_manifest(folder), set(keys)
-    found: dict[str, bytes] = {}
-    for sample in read_samples(manifest.folder / shard["file"] for shard in manifest.shards(split)):
-        if sample["__key__"] in wanted:
-            for name in ("image.png", "image.jpg"):
-                if name in sample:
-                    found[sample["__key__"]] = sample[name]
-            wanted.discard(sample["__key__"])
-            if not wanted:
-                break
-    return found
 
 
 def _member(sample: dict[str, Any], name: str, path: Path) -> bytes:

@@ -18,11 +18,13 @@ class BankSource:
     and goes on. Each rank's window holds other shards; a whole partition is the same on all ranks."""
 
     def __init__(
-        self, folder: str, config: DataConfig, seed: int, rank: int, ranks: int, device: torch.device, progress: bool
+        self, folder: str, config: DataConfig, seed: int, rank: int, ranks: int, device: torch.device, progress: bool,
+        classes: bool = True,
     ) -> None:
         self.manifest = read_manifest(folder)
         self.config, self.seed, self.rank, self.ranks, self.device = config, seed, rank, ranks, device
         self.progress = progress
+        self.classes = classes  # soft labels are as wide as the features: only region classification needs them
         self.shards = self.manifest.shards(config.split)
         size = sum(shard["bytes"] for shard in self.shards) / 2**30
         self.whole = size <= config.max_gib
@@ -41,8 +43,8 @@ class BankSource:
         if self._loaded is None or self._loaded[0] != window:
             self._loaded = None  # free the old window first
             chosen = self.shards if self.whole else [self.shards[i] for i in self.window(window)]
-            bank = load_shards(self.manifest, chosen, None, self.config.checksum, self.progress)
-            self._loaded = (window, bank.to(self.device) if self.config.on_device else bank)
+            bank = load_shards(self.manifest, chosen, None, self.config.checksum, self.progress, self.classes)
+            self._loaded = (window, bank.to(self.device))
         return self._loaded[1], self._loaded[0]
 
     def window(self, number: int) -> list[int]:

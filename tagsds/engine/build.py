@@ -6,7 +6,7 @@ import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,23 @@ class World:
         return self.rank == 0
 
 
+def describe_process(env: MutableMapping[str, str]) -> None:
+    """Fill in RANK, LOCAL_RANK and WORLD_SIZE where no launcher has: from SLURM's variables under `srun`, else alone."""
+    if "RANK" in env:
+        return
+    tasks = env.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in env else "1"
+    if tasks != "1":
+        if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
+            raise UserError(
+                f"srun started {tasks} tasks without MASTER_ADDR and MASTER_PORT; export both in the batch script "
+                "(the first node's name and a free port), or start one task a node through the deepspeed launcher."
+            )
+        env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=tasks)
+        return
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    env.update({key: env.get(key, value) for key, value in alone.items()})
+
+
 def init_distributed() -> World:
     """Join the process group that the `deepspeed` launcher, torchrun or SLURM described; alone without any of them."""
     import deepspeed
@@ -42,9 +59,7 @@ def init_distributed() -> World:
     progress.disable_progress_bar()
     # DeepSpeed 0.19.8 calls two collectives by the names that torch 2.13 deprecates, at every step
     warnings.filterwarnings("ignore", message=".*_tensor` is deprecated", category=FutureWarning)
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    if "RANK" not in os.environ:
-        os.environ.update({key: os.environ.get(key, value) for key, value in alone.items()})
+    describe_process(os.environ)
     on_gpu = torch.cuda.is_available()
     local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu:
@@ -68,6 +83,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         pass  # another C library: nothing is lost but speed
+
+
+def agree(value: int, world: World) -> int:
+    """Rank 0's value, on all ranks."""
+    shared = torch.tensor(value, device=world.device)
+    dist.broadcast(shared, 0)
+    return int(shared)
 
 
 def barrier() -> None:
@@ -102,7 +124,10 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig, ds: dict[str, Any
     if torch.cuda.is_available():
         from deepspeed.ops.adam import FusedAdam
 
-        return FusedAdam(groups, adam_w_mode=True, **options)
+        try:
+            return FusedAdam(groups, adam_w_mode=True, **options)
+        except Exception as error:  # it is compiled at first use and raises what the compiler's absence happens to raise
+            warnings.warn(f"DeepSpeed's fused Adam does not build here ({error}); torch's fused AdamW is taken.", stacklevel=2)
     return torch.optim.AdamW(groups, fused=True, **options)
 
 
@@ -134,12 +159,12 @@ def lockstep_of(stage: int, world: World) -> Callable[[int], int]:
     if stage < 3 or world.size == 1:
         return lambda chunks: chunks
 
-    def agree(chunks: int) -> int:
+    def largest(chunks: int) -> int:
         count = torch.tensor(chunks, device=world.device)
         dist.all_reduce(count, dist.ReduceOp.MAX)
         return int(count)
 
-    return agree
+    return largest
 
 
 class GradientNorm:

@@ -26,9 +26,11 @@ def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -
     folder = output / "checkpoints"
     about = {"step": step, "ranks": world.size, "zero_stage": stage}
     client = {"tagsds": about, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-    engine.save_checkpoint(str(folder), tag=f"step{step}", client_state=client)
+    engine.save_checkpoint(str(folder), tag=f"step{step}", client_state=client, save_latest=False)
+    dist.barrier()  # DeepSpeed's own `latest` would move before the other ranks are done
     if world.is_main:
         write_json(folder / f"step{step}" / "about.json", about)
+        write_text(folder / "latest", f"step{step}")
         steps = sorted(int(path.name[4:]) for path in folder.glob("step*") if path.name[4:].isdigit())
         for old in steps[:-keep] if keep else []:
             shutil.rmtree(folder / f"step{old}", ignore_errors=True)
@@ -95,8 +97,19 @@ def _gathered(parameter) -> torch.Tensor:
         return parameter.detach().clone()
 
 
+def latest_step(output: Path) -> int:
+    """The step of the last whole checkpoint, 0 without one; nothing is loaded."""
+    latest = output / "checkpoints" / "latest"
+    tag = latest.read_text().strip() if latest.is_file() else ""
+    return int(tag[4:]) if tag[:4] == "step" and tag[4:].isdigit() else 0
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Atomically."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically: the file is whole or as it was."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
+    temporary.write_text(text)
     os.replace(temporary, path)

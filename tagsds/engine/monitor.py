@@ -30,7 +30,7 @@ class Monitor:
             from torch.utils.tensorboard import SummaryWriter
 
             _drop_rows_after(self.path, start)
-            self.writer = SummaryWriter(str(output / "tensorboard"), purge_step=start)
+            self.writer = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1)
         self.recent: dict[str, list[float]] = {}
         self.begin = time.perf_counter()
         self.since = self.begin

@@ -108,13 +108,20 @@ def padded_attention(
     return unpad(out.transpose(1, 2), q_sequences)
 
 
+def flash_runs(query: Tensor) -> bool:
+    """PyTorch's variable-length flash attention needs half precision and compute capability 8.0 (A100) or later."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
 def packed_attention(
     query: Tensor, key: Tensor, value: Tensor, q_sequences: Sequences, k_sequences: Sequences, dropout: float = 0.0
 ) -> Tensor:
     """query [Nq, A, D], key and value [Nk, A, D] -> [Nq, A, D]; each sequence attends to itself alone."""
     if query.shape[0] == 0:
         return query + 0 * (key.sum() + value.sum())  # nothing asked for: keep the graph whole
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+    if flash_runs(query) and dropout == 0.0:
         from torch.nn.attention.varlen import varlen_attn
 
         out = varlen_attn(

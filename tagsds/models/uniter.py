@@ -54,7 +54,7 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(2, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -169,8 +169,6 @@ class UniterModel(PreTrainedModel):
         """BERT's initialisation: normal(0, 0.02), zero biases."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                nn.init.zeros_(module.weight[module.padding_idx])
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):

@@ -39,6 +39,8 @@ def window_of_permutation(total: int, rows: int, count: int, generator: torch.Ge
 
     The rows are neighbouring windows of one permutation, so the cost is one permutation whatever the number of rows.
     """
+    if count > total:
+        raise UserError(f"{count} negatives cannot be drawn from {total}; lower negatives.count.")
     permutation = torch.randperm(total, generator=generator, device=generator.device)
     start = torch.arange(rows, device=generator.device)[:, None] * count
     return permutation[(start + torch.arange(count, device=generator.device)) % total]

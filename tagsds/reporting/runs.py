@@ -101,7 +101,7 @@ def setting(config: dict[str, Any], *names: str) -> str | None:
 def data_folder(run: Run) -> Path | None:
     """The shards a run was evaluated or trained on, as far as it says so and they are still there."""
     named = [result.get("provenance", {}).get("data") for result in run.results]
-    named.append(setting(run.config, "data", "data.folder", "data.path", "data.shards"))
+    named.append(setting(run.config, "data_folder"))
     for name in named:
         if name and (Path(name) / "manifest.json").is_file():
             return Path(name)

@@ -63,7 +63,7 @@ def run_rows(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any
                 "colour": colours[run.name],
                 "recipe": setting(run.config, "recipe", "name"),
                 "seed": setting(run.config, "seed"),
-                "data": str(data) if data else setting(run.config, "data", "data.folder", "data.path"),
+                "data": str(data) if data else setting(run.config, "data_folder"),
                 "steps": run.steps or None,
                 "time": duration(run.seconds) if run.seconds else None,
             }

@@ -45,8 +45,7 @@ class Scorer:
         lockstep: Callable[[int], int] = lambda chunks: chunks,
     ) -> None:
         self.model = model
-        on_gpu = next(model.parameters()).is_cuda
-        self.max_tokens = max_tokens or (131072 if on_gpu else 6144)  # a CPU is fastest while a chunk stays in its cache
+        self.max_tokens = max_tokens
         self.dtype = dtype
         self.lockstep = lockstep
 
@@ -69,15 +68,17 @@ class Scorer:
 
     def chunks(self, lengths: Tensor) -> list[Tensor]:
         """Pair numbers of each chunk, by length; a chunk of decent size ends where the length changes."""
+        # a CPU is fastest while a chunk stays in its cache; asked here, since an engine moves the model after this is built
+        most = self.max_tokens or (131072 if lengths.is_cuda else 6144)
         order = torch.argsort(lengths, stable=True)
         values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
         cuts, taken, start, position = [], 0, 0, 0
         for length, count in zip(values.tolist(), counts.tolist()):
             while count:
-                room = max((self.max_tokens - taken) // length, 0 if taken else 1)
+                room = max((most - taken) // length, 0 if taken else 1)
                 step = min(room, count)
                 position, count, taken = position + step, count - step, taken + step * length
-                if count or taken >= self.max_tokens // 4:
+                if count or taken >= most // 4:
                     cuts.append(order[start:position])
                     start, taken = position, 0
         if start < len(order):

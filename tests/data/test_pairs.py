@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tagsds.data.builder import PairBuilder
-from tagsds.data.pairs import Images, Pairs, cat_texts, geometry_of, select_images
+from tagsds.data.pairs import Images, Pairs, geometry_of, select_images
 from tagsds.data.ragged import Ragged
 from tagsds.data.shards import load_bank
 
@@ -75,11 +75,6 @@ def test_select_images_in_the_order_asked_for():
 def test_geometry_by_hand():
     row = geometry_of(torch.tensor([[0.25, 0.5, 0.75, 0.625]])).tolist()[0]
     assert row == [0.25, 0.5, 0.75, 0.625, 0.5, 0.125, 0.0625]
-
-
-def test_cat_texts():
-    table, starts = cat_texts([Ragged(torch.tensor([1, 2, 3]), torch.tensor([2, 1])), Ragged(torch.tensor([4]), torch.tensor([1]))])
-    assert starts == [0, 2] and [table[i].tolist() for i in range(3)] == [[1, 2], [3], [4]]
 
 
 def test_builder_embeds_each_image_and_caption_once(bank):

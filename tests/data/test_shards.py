@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tagsds.data.shards import load_bank, read_manifest, read_pictures
+from tagsds.data.shards import load_bank, read_manifest
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
 
@@ -139,10 +139,10 @@ def test_tables_of_the_bank(train):
         assert row == pytest.approx([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)], abs=1e-6)
 
 
-def test_pictures_of_wanted_images_only(world):
-    found = read_pictures(world, "dev", ["dev-000003", "dev-000001"])
-    assert set(found) == {"dev-000001", "dev-000003"}
-    assert all(data.startswith(b"\x89PNG") for data in found.values())
+def test_soft_labels_only_where_they_are_wanted(world, train):
+    bank, manifest = load_bank(world, "train", classes=False)
+    assert bank.classes is None and train.classes.shape == (len(train.boxes), manifest.num_classes)
+    assert torch.equal(bank.regions.values, train.regions.values)
 
 
 # --- what can be wrong ---------------------------------------------------------------------------------------------

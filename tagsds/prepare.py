@@ -1,0 +1,105 @@
+"""What happens before the loop of `train.py`: the model, the output folder, the size of a micro-batch. All checks that can be
+made before long work are made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from tagsds.config import BASE_SIZES, RunConfig, as_dict, save_config
+from tagsds.data.bank import Bank
+from tagsds.data.shards import Manifest
+from tagsds.data.vocabulary import Vocabulary
+from tagsds.draw import seed_of
+from tagsds.engine.build import barrier
+from tagsds.errors import UserError
+from tagsds.models import UniterConfig, UniterModel
+from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
+
+
+def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:
+    """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike). `config.model` then holds the
+    sizes that were taken."""
+    sizes = config.model
+    if config.init:
+        folder, _ = find_checkpoint(Path(config.init))
+        found = read_config(folder)
+        for name in BASE_SIZES:
+            wanted, here = getattr(sizes, name), getattr(found, name)
+            if wanted is not None and wanted != here:
+                raise UserError(
+                    f"a checkpoint of another width: {folder / 'config.json'} has {name} {here}, the recipe {config.recipe} "
+                    f"wants {wanted}; give init= a checkpoint of that size, or take the recipe of this one."
+                )
+            setattr(sizes, name, here)
+        check_data(found, folder, manifest)
+        check_positions(found.max_position_embeddings, manifest)
+        return load_model(folder, (sizes.dropout, sizes.attention_dropout))
+    for name, base in BASE_SIZES.items():
+        if getattr(sizes, name) is None:
+            setattr(sizes, name, base)
+    if sizes.hidden_size % sizes.num_attention_heads:  # type: ignore[operator]
+        raise UserError(f"model.hidden_size={sizes.hidden_size} is no multiple of {sizes.num_attention_heads} attention heads.")
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    fresh = UniterConfig(
+        vocab_size=vocab.size,
+        hidden_dropout_prob=sizes.dropout,
+        attention_probs_dropout_prob=sizes.attention_dropout,
+        initializer_range=sizes.initializer_range,
+        region_dim=manifest.feature_dim,
+        num_region_classes=manifest.num_classes,
+        **{name: getattr(sizes, name) for name in BASE_SIZES},
+    )
+    check_positions(fresh.max_position_embeddings, manifest)
+    return UniterModel(fresh)
+
+
+def check_positions(positions: int, manifest: Manifest) -> None:
+    if manifest.max_caption_pieces > positions:
+        raise UserError(
+            f"{manifest.folder / 'manifest.json'}: a caption has {manifest.max_caption_pieces} word pieces and the model "
+            f"{positions} positions; pack the corpus again with --max-caption-pieces {positions} --long-captions truncate."
+        )
+
+
+def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool) -> None:
+    """Nothing that is there is overwritten: an output folder with a run in it is resumed, with the same settings, or refused."""
+    saved = output / "config.yaml"
+    if saved.is_file():
+        if not resume:
+            raise UserError(f"{output} holds a run already; add --resume to go on with it, or name another --output.")
+        if changed := different_settings(saved, config):
+            raise UserError(
+                f"--resume with other settings than {saved} has: {', '.join(changed)}; repeat the settings of its first start, "
+                "or name another --output."
+            )
+    barrier()  # all ranks have looked before the first writes
+    if is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, saved)
+
+
+def different_settings(saved: Path, config: RunConfig) -> list[str]:
+    """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, descriptions, places) and
+    what `config` leaves open."""
+    free = ("log.", "description", "data_folder", "init")
+    before, now = (_flat(value) for value in (OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config)))
+    keys = [key for key in now if now[key] is not None and not key.startswith(free)]
+    return sorted(key for key in keys if before.get(key) != now[key])
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
+
+
+def batch_size(config: RunConfig, bank: Bank) -> int:
+    """True pairs of a micro-batch; from a budget of tokens where the recipe gives one."""
+    if not config.batch.tokens:
+        return config.batch.pairs
+    tokens_per_pair = bank.tokens.lengths.float().mean() + bank.regions.lengths.float().mean()
+    return max(1, int(config.batch.tokens / float(tokens_per_pair)))
