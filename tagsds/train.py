@@ -72,12 +72,13 @@ def train(args: argparse.Namespace) -> None:
     heads = make.heads(config)
     train_only(model, heads, HEADS)
     started = initialise_heads(model, heads)
-    prepare_output(args.output, config, args.resume, world.is_main)
+    bank, checked = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
     drawn = config.negatives.count if config.objective == "retrieval" and not config.negatives.shared else 0
-
-    bank, _ = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
+    check_size(bank, drawn, args.data)
     config.batch.pairs = agree(batch_size(config, bank), world)
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
+    prepare_output(args.output, config, args.resume, world.is_main)
+
     stage = zero_stage(ds)
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
     scorer = Scorer(model, dtype=mining, lockstep=lockstep_of(stage, world))
@@ -103,7 +104,6 @@ def train(args: argparse.Namespace) -> None:
             + ("" if config.init or config.objective == "pretrain" else "; no init given: the encoder starts untrained")
         )
 
-    checked = -1
     model.train()
     for step in range(start, steps):
         bank, window = source.at(step)
