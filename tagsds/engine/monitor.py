@@ -76,8 +76,9 @@ class Monitor:
             for name, parts in self.scores.items():
                 if (joined := torch.cat(parts).float().cpu()).numel():
                     self.writer.add_histogram(f"score/{name}", joined.numpy(), step)
-                    kept = [*self.recent.get(name, []), *joined.tolist()]
-                    self.recent[name] = [round(value, 4) for value in kept[-SCORES_KEPT:]]
+                    if name != "synthetic_minus_true":  # a difference, not a score
+                        kept = [*self.recent.get(name, []), *joined.tolist()]
+                        self.recent[name] = [round(value, 4) for value in kept[-SCORES_KEPT:]]
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "time_s": round(now - self.begin, 2), **row}) + "\n")
             self.bar.set_postfix(loss=f"{row['loss/total']:.4f}", pairs_s=f"{row['speed/true_pairs_per_s']:.1f}")
