@@ -86,7 +86,7 @@ class Experiment:
         return run
 
     def evaluate(self, run: Path, data: Path, arguments: list[str]) -> dict[str, Any]:
-        results, asked = run / "results-test.json", run / "results-test.arguments.json"
+        results, asked = run / "results-test.json", run / "evaluated-test.json"  # with which arguments
         weights = run / "export" / "model.safetensors"
         known = results.is_file() and asked.is_file() and json.loads(asked.read_text()) == arguments
         if known and results.stat().st_mtime > weights.stat().st_mtime:
