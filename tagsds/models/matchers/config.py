@@ -1,0 +1,75 @@
+"""Sizes of the matchers that AOQ trains, as Hugging Face configs: what they share, then one class a matcher."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+
+class MatcherConfig(PretrainedConfig):
+    """What VSRN, SCAN and BFAN share.
+
+    vocab_size, region_dim   of the shards
+    word_size                width of a word embedding (300 in all three papers)
+    embed_size               width of the joint space (VSRN 2048, SCAN and BFAN 1024)
+    """
+
+    model_type = "tagsds_matcher"
+
+    def __init__(
+        self, vocab_size: int = 30522, region_dim: int = 2048, word_size: int = 300, embed_size: int = 1024, **kwargs
+    ) -> None:
+        self.vocab_size, self.region_dim = vocab_size, region_dim
+        self.word_size, self.embed_size = word_size, embed_size
+        super().__init__(**kwargs)
+
+
+class VsrnConfig(MatcherConfig):
+    """VSRN (arXiv 1909.02701).
+
+    graph_layers      residual region-graph convolutions
+    image_norm        BatchNorm behind the GRU over regions (its Flickr30K model has it)
+    caption_hidden    width of the captioning decoder; 0: no captioning head
+    """
+
+    model_type = "tagsds_vsrn"
+
+    def __init__(
+        self, embed_size: int = 2048, graph_layers: int = 4, image_norm: bool = False, caption_hidden: int = 512, **kwargs
+    ) -> None:
+        self.graph_layers, self.image_norm, self.caption_hidden = graph_layers, image_norm, caption_hidden
+        super().__init__(embed_size=embed_size, **kwargs)
+
+
+class ScanConfig(MatcherConfig):
+    """SCAN (arXiv 1803.08024).
+
+    direction        t2i: each word attends to the regions; i2t: each region attends to the words
+    pooling          lse (LogSumExp) or avg, over words (t2i) or regions (i2t)
+    lambda_softmax   inverse temperature of the attention; None: 9 for t2i, 4 for i2t
+    lambda_lse       sharpness of LogSumExp; None: 6 for t2i, 5 for i2t
+    """
+
+    model_type = "tagsds_scan"
+
+    def __init__(
+        self, direction: str = "t2i", pooling: str = "lse", lambda_softmax: float | None = None,
+        lambda_lse: float | None = None, **kwargs,
+    ) -> None:  # fmt: skip
+        self.direction, self.pooling = direction, pooling
+        self.lambda_softmax = lambda_softmax if lambda_softmax is not None else (9.0 if direction == "t2i" else 4.0)
+        self.lambda_lse = lambda_lse if lambda_lse is not None else (6.0 if direction == "t2i" else 5.0)
+        super().__init__(**kwargs)
+
+
+class BfanConfig(MatcherConfig):
+    """BFAN (arXiv 1909.11416).
+
+    focal            equal or prob: with which confidence fragments vote on what is irrelevant
+    lambda_softmax   inverse temperature of the attention
+    """
+
+    model_type = "tagsds_bfan"
+
+    def __init__(self, focal: str = "equal", lambda_softmax: float = 20.0, **kwargs) -> None:
+        self.focal, self.lambda_softmax = focal, lambda_softmax
+        super().__init__(**kwargs)
