@@ -34,6 +34,34 @@ class ModelConfig:
 
 
 @dataclass
+class MatcherSettings:
+    """The matcher of objective `matching`; a size or temperature left out is its paper's. With `init`, the checkpoint's count."""
+
+    kind: str = "vsrn"
+    """vsrn, scan or bfan"""
+    word_size: int = 300
+    embed_size: int | None = None
+    graph_layers: int = 4
+    """VSRN: region-graph convolutions"""
+    image_norm: bool = False
+    """VSRN: BatchNorm behind the GRU over regions (published for Flickr30K)"""
+    caption_hidden: int = 512
+    """VSRN: width of the captioning decoder"""
+    caption_weight: float = 1.0
+    """VSRN: of the captioning loss; 0 builds no decoder"""
+    direction: str = "t2i"
+    """SCAN: t2i (words attend to regions) or i2t"""
+    pooling: str = "lse"
+    """SCAN: lse or avg"""
+    focal: str = "equal"
+    """BFAN: equal or prob"""
+    lambda_softmax: float | None = None
+    """SCAN, BFAN: inverse temperature of the attention"""
+    lambda_lse: float | None = None
+    """SCAN: sharpness of LogSumExp"""
+
+
+@dataclass
 class DataConfig:
     split: str = "train"
     max_gib: float = 64.0
@@ -68,6 +96,8 @@ class OptimiserConfig:
     steps: int = 5000
     warmup_steps: int = 500
     """linear warm-up, then linear decay to zero at `steps`"""
+    decay_at: list[int] = field(default_factory=list)
+    """if given: the rate stays constant instead, and is divided by ten at each of these steps"""
 
 
 @dataclass
@@ -133,7 +163,7 @@ class RunConfig:
     """Everything a run depends on besides the shards and the DeepSpeed file."""
 
     objective: str = "retrieval"
-    """pretrain or retrieval"""
+    """pretrain, retrieval (the encoder) or matching (a matcher of models/matchers)"""
     recipe: str = ""
     description: str = ""
     seed: int = 42
@@ -141,6 +171,7 @@ class RunConfig:
     init: str = ""
     """a run folder, a folder inside it or a Hugging Face folder to start from; empty: from scratch"""
     model: ModelConfig = field(default_factory=ModelConfig)
+    matcher: MatcherSettings = field(default_factory=MatcherSettings)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -211,18 +242,25 @@ def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:
 
 def check(config: RunConfig) -> None:
     """What can be known to be wrong before anything is loaded."""
-    if config.objective not in ("pretrain", "retrieval"):
-        raise UserError(f"objective '{config.objective}': {nearest(config.objective, ('pretrain', 'retrieval'))}")
-    if config.negatives.dtype not in ("model", "bf16"):
-        raise UserError(f"negatives.dtype '{config.negatives.dtype}': known: model, bf16.")
-    if config.optimiser.name not in ("adamw", "apex"):
-        raise UserError(f"optimiser.name '{config.optimiser.name}': known: adamw, apex.")
+    for key, (value, known) in {
+        "objective": (config.objective, ("pretrain", "retrieval", "matching")),
+        "negatives.dtype": (config.negatives.dtype, ("model", "bf16")),
+        "optimiser.name": (config.optimiser.name, ("adamw", "apex")),
+        "matcher.kind": (config.matcher.kind, ("vsrn", "scan", "bfan")),
+        "matcher.direction": (config.matcher.direction, ("t2i", "i2t")),
+        "matcher.pooling": (config.matcher.pooling, ("lse", "avg")),
+        "matcher.focal": (config.matcher.focal, ("equal", "prob")),
+    }.items():
+        if value not in known:
+            raise UserError(f"{key} '{value}': {nearest(value, known)}")
     positive = {
         "batch.pairs": config.batch.pairs,
         "batch.accumulation": config.batch.accumulation,
         "optimiser.steps": config.optimiser.steps,
         "negatives.count": config.negatives.count,
         "negatives.keep": config.negatives.keep,
+        "matcher.word_size": config.matcher.word_size,
+        "matcher.embed_size": config.matcher.embed_size or 1,
         "synthetic.maskings": config.synthetic.maskings,
         "synthetic.refills": config.synthetic.refills,
         "synthetic.tau": config.synthetic.tau,

@@ -18,11 +18,49 @@ from tagsds.engine.build import barrier
 from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
+from tagsds.models.matchers import MATCHERS, Matcher
 
 
-def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:
-    """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike). `config.model` then holds the
-    sizes that were taken."""
+def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel | Matcher:
+    """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
+    return build_matcher(config, manifest, vocab) if config.objective == "matching" else build_encoder(config, manifest, vocab)
+
+
+def build_matcher(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> Matcher:
+    """The matcher that `config.matcher` describes, or `init`'s, which must be of the recipe's kind."""
+    settings = config.matcher
+    make_config, make_model = MATCHERS[settings.kind]
+    if config.init:
+        folder, _ = find_checkpoint(Path(config.init))
+        found = read_config(folder)
+        if not isinstance(found, make_config):
+            raise UserError(
+                f"{folder / 'config.json'} is of model_type '{found.model_type}', the recipe {config.recipe} wants "
+                f"'{make_config.model_type}'; give init= a checkpoint of that kind, or set matcher.kind."
+            )
+        check_data(found, folder, manifest)
+        matcher = load_model(folder)
+        assert isinstance(matcher, Matcher)
+        return matcher
+    of_kind = {
+        "vsrn": {"graph_layers": settings.graph_layers, "image_norm": settings.image_norm,
+                 "caption_hidden": settings.caption_hidden if settings.caption_weight else 0},
+        "scan": {"direction": settings.direction, "pooling": settings.pooling,
+                 "lambda_softmax": settings.lambda_softmax, "lambda_lse": settings.lambda_lse},
+        "bfan": {"focal": settings.focal, "lambda_softmax": settings.lambda_softmax},
+    }  # fmt: skip
+    options = {"embed_size": settings.embed_size, **of_kind[settings.kind]}
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    return make_model(
+        make_config(
+            vocab_size=vocab.size, region_dim=manifest.feature_dim, word_size=settings.word_size,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    )  # fmt: skip
+
+
+def build_encoder(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:
+    """`config.model` then holds the sizes that were taken."""
     sizes = config.model
     if config.init:
         folder, _ = find_checkpoint(Path(config.init))
@@ -37,7 +75,9 @@ def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> Uni
             setattr(sizes, name, here)
         check_data(found, folder, manifest)
         check_positions(found.max_position_embeddings, manifest)
-        return load_model(folder, (sizes.dropout, sizes.attention_dropout))
+        encoder = load_model(folder, (sizes.dropout, sizes.attention_dropout))
+        assert isinstance(encoder, UniterModel)
+        return encoder
     for name, base in BASE_SIZES.items():
         if getattr(sizes, name) is None:
             setattr(sizes, name, base)

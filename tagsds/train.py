@@ -69,11 +69,12 @@ def train(args: argparse.Namespace) -> None:
     source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main, needs_classes)
     model = build_model(config, manifest, vocab)
     make = OBJECTIVES[config.objective]
-    heads = make.heads(config)
-    train_only(model, heads, HEADS)
-    started = initialise_heads(model, heads)
+    heads, started = make.heads(config), []
+    if isinstance(model, UniterModel):
+        train_only(model, heads, HEADS)
+        started = initialise_heads(model, heads)
     bank, checked = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
-    drawn = config.negatives.count if config.objective == "retrieval" and not config.negatives.shared else 0
+    drawn = random_negatives(config)
     check_size(bank, drawn, args.data)
     config.batch.pairs = agree(batch_size(config, bank), world)
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")

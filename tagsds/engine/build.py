@@ -103,7 +103,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            free = name.endswith("bias") or "norm." in name.lower() or name.endswith("image_embedding.mask")
+            leaf = name.rsplit(".", 1)[-1]  # a GRU's biases are bias_ih_l0 and the like
+            free = leaf.startswith("bias") or "norm." in name.lower() or name.endswith("image_embedding.mask")
             (plain if free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
@@ -148,9 +149,11 @@ def build_engine(objective: nn.Module, optimiser: torch.optim.Optimizer, ds: dic
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:
-    """Linear warm-up, then linear decay to zero: the rate of optimiser step `step`, counted from 0."""
+    """Linear warm-up, then linear decay to zero, or a tenth at each of `decay_at`: the rate of optimiser step `step`, from 0."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+    if config.decay_at:
+        return config.lr * 0.1 ** sum(step >= at for at in config.decay_at)
     return config.lr * max(0.0, (config.steps - step) / max(1, config.steps - config.warmup_steps))
 
 
@@ -165,6 +168,16 @@ def lockstep_of(stage: int, world: World) -> Callable[[int], int]:
         return int(count)
 
     return largest
+
+
+def average_buffers(model: nn.Module, world: World) -> None:
+    """BatchNorm's running statistics, which each rank gathers on its own batches: their mean on all ranks. Before a checkpoint or
+    an evaluation, so that a resumed run and an undisturbed one hold the same."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer.div_(world.size)
 
 
 class GradientNorm:

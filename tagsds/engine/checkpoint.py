@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedModel
 
 from tagsds.engine.build import World
 from tagsds.errors import UserError
-from tagsds.models.config import UniterConfig
-from tagsds.models.uniter import UniterModel
 
 
 def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -> None:
@@ -58,7 +57,7 @@ def load(engine, output: Path, world: World, stage: int) -> int:
 
 
 def export(
-    engine, model: UniterModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int
+    engine, model: PreTrainedModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int
 ) -> None:
     """A Hugging Face folder in fp32 (the optimiser's master weights where training ran in half precision)."""
     from deepspeed.utils import safe_get_full_fp32_param
@@ -71,11 +70,12 @@ def export(
             state[name] = (_gathered(parameter) if full is None else full).detach().float().cpu().clone()
         else:
             state[name] = parameter.detach().float().cpu()
+    state |= {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
     if world.is_main:
-        config = UniterConfig.from_dict(model.config.to_dict())
-        assert isinstance(config, UniterConfig)
-        config.trained_heads = sorted({*config.trained_heads, *trained_heads})
-        whole = UniterModel(config)
+        config = type(model.config).from_dict(model.config.to_dict())
+        if trained_heads:
+            config.trained_heads = sorted({*config.trained_heads, *trained_heads})
+        whole = type(model)(config)
         missing = whole.load_state_dict(state, strict=False).missing_keys
         if unknown := [key for key in missing if not key.endswith("decoder.weight")]:
             raise RuntimeError(f"export misses {unknown}")

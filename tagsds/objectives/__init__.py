@@ -1,12 +1,16 @@
 """A stage's objective: which negatives and which losses it uses."""
 
+from typing import Any
+
+from tagsds.objectives.matching import MatchingObjective
 from tagsds.objectives.pretrain import PretrainObjective
 from tagsds.objectives.report import Report
 from tagsds.objectives.retrieval import RetrievalObjective
 
-OBJECTIVES: dict[str, type[PretrainObjective] | type[RetrievalObjective]] = {
+OBJECTIVES: dict[str, Any] = {
     "pretrain": PretrainObjective,
     "retrieval": RetrievalObjective,
+    "matching": MatchingObjective,
 }
 
-__all__ = ["OBJECTIVES", "PretrainObjective", "Report", "RetrievalObjective"]
+__all__ = ["OBJECTIVES", "MatchingObjective", "PretrainObjective", "Report", "RetrievalObjective"]
