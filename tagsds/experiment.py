@@ -3,6 +3,8 @@
     python -m tagsds.experiment demo --output runs/demo
     python -m tagsds.experiment world --output runs/world --seeds 1 2
     python -m tagsds.experiment coco-boxes --source FOLDER --pairs FOLDER --output runs/coco-boxes --seeds 1 2
+    python -m tagsds.experiment coco-boxes --set matchers ...       VSRN, SCAN, BFAN with and without AOQ
+    python -m tagsds.experiment coco-boxes --set join ...           the encoder with AOQ's candidates and losses
 
 Whatever lies finished in the output folder is reused, and said so; what was interrupted is resumed.
 """
@@ -28,21 +30,46 @@ from tagsds.prepare import different_settings
 from tagsds.retrieval.table import comparison_table
 
 ROOT = Path(__file__).resolve().parent.parent
+MATCHER_KINDS = ("vsrn", "scan", "bfan")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run: its name, the recipe, the stage it starts from (and the folder in it)."""
+    """A run: its name, the recipe, the stage it starts from (and the folder in it), settings over the recipe's, and the stage
+    whose offline candidates it draws from."""
 
     name: str
     recipe: str
     init: str = ""
     evaluated: bool = True
+    overrides: tuple[str, ...] = ()
+    candidates: str = ""
 
 
-def stages(corpus: str) -> list[Stage]:
-    """Pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second part
-    starts from TAGS' intermediate export."""
+def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
+    """tagsdc    pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second
+              part starts from TAGS' intermediate export
+    matchers  VSRN, SCAN and BFAN with the online triplet and with AOQ's adaptive quintuplet; for VSRN the two steps between
+    join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs)
+    """
+    if which == "matchers":
+        aoq = [Stage(f"{kind}-aoq", f"{corpus}-{kind}-aoq", candidates="vsrn") for kind in MATCHER_KINDS]
+        between = [
+            Stage(f"vsrn-{kind}", f"{corpus}-vsrn", overrides=(f"quintuplet.kind={kind}",), candidates="vsrn")
+            for kind in ("offline", "quintuplet")
+        ]
+        return [*(Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS), *between, *aoq]
+    if which == "join":
+        drawn, starts = ("offline.replace_random=true",), "pretrain/export"
+        unscored = (*drawn, "offline.score=false")
+        adaptive = ("quintuplet.kind=adaptive",)
+        return [
+            Stage("baseline-offline", f"{corpus}-baseline", starts, overrides=drawn, candidates="vsrn"),
+            Stage("baseline-unscored", f"{corpus}-baseline", starts, overrides=unscored, candidates="vsrn"),
+            Stage("baseline-aoq", f"{corpus}-baseline", starts, overrides=adaptive, candidates="vsrn"),
+            Stage("tags-aoq", f"{corpus}-tags", starts, evaluated=False, overrides=adaptive, candidates="vsrn"),
+            Stage("tagsdc-aoq", f"{corpus}-tagsdc", "tags-aoq/export-stage2", overrides=adaptive, candidates="vsrn"),
+        ]
     return [
         Stage("pretrain", f"{corpus}-pretrain", evaluated=False),
         Stage("baseline", f"{corpus}-baseline", "pretrain/export"),
@@ -69,7 +96,9 @@ class Experiment:
 
     def train(self, stage: Stage, data: Path, folder: Path, seed: int) -> Path:
         run = folder / stage.name
-        overrides = [f"seed={seed}"]
+        overrides = [f"seed={seed}", *stage.overrides]
+        if stage.candidates:
+            overrides.append(f"offline.candidates={self.mine(folder / stage.candidates, data)}")
         if (run / "export" / "model.safetensors").is_file():
             if changed := different_settings(run / "config.yaml", load_config(stage.recipe, overrides)):
                 keys = ", ".join(changed)
@@ -84,6 +113,16 @@ class Experiment:
         self.launch("tagsds/train.py", [*arguments, "--output", str(run), "--resume", *overrides])
         self.training_seconds += time.perf_counter() - begin
         return run
+
+    def mine(self, run: Path, data: Path) -> Path:
+        """Offline candidates of a matcher's run; the miner knows whether they are there, and whole."""
+        folder = run / "candidates"
+        if not (run / "export").is_dir():
+            raise UserError(f"{run} is no finished run; train the matchers first (--set matchers).")
+        if not (folder / "candidates.json").is_file():
+            say(f"mining candidates with {run}")
+            self.launch("tagsds/mine.py", ["--checkpoint", str(run), "--data", str(data), "--output", str(folder)])
+        return folder
 
     def evaluate(self, run: Path, data: Path, arguments: list[str]) -> dict[str, Any]:
         results, asked = run / "results-test.json", run / "evaluated-test.json"  # with which arguments
@@ -129,12 +168,14 @@ def call(arguments: list[str], env: dict[str, str] | None = None) -> None:
         raise UserError(f"'{' '.join(arguments[:6])} ...' ended with status {done.returncode}; its message is above.")
 
 
-def run_all(experiment: Experiment, corpus: str, data: Path, seeds: list[int], evaluation: list[str]) -> dict[str, Any]:
+def run_all(
+    experiment: Experiment, runs: list[Stage], data: Path, seeds: list[int], evaluation: list[str]
+) -> dict[str, Any]:
     """All stages of all seeds: {stage: {seed: results}}."""
     rows: dict[str, Any] = {}
     for seed in seeds:
         folder = experiment.output / f"seed{seed}"
-        for stage in stages(corpus):
+        for stage in runs:
             run = experiment.train(stage, data, folder, seed)
             if stage.evaluated:
                 rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, evaluation)
@@ -161,13 +202,16 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def finish(experiment: Experiment, corpus: str, data: Path, rows: dict[str, Any], seeds: list[int]) -> None:
-    results = experiment.output / "results.json"
+def finish(
+    experiment: Experiment, corpus: str, which: str, data: Path, rows: dict[str, Any], seeds: list[int]
+) -> None:
+    suffix = "" if which == "tagsdc" else f"-{which}"
+    results = experiment.output / f"results{suffix}.json"
     table = summary(rows)
     results.write_text(json.dumps({"corpus": corpus, "seeds": seeds, "stages": table}, indent=1))
     folder = experiment.output / f"seed{seeds[0]}"
-    runs = [str(folder / stage.name) for stage in stages(corpus)]
-    report = experiment.output / "report.html"
+    runs = [str(folder / stage.name) for stage in stages(corpus, which) if stage.evaluated or which == "tagsdc"]
+    report = experiment.output / f"report{suffix}.html"
     call([sys.executable, "-m", "tagsds.report", *runs, "--data", str(data), "--output", str(report)])
     print(comparison_table(table))
     trained = f"trained for {experiment.training_seconds / 60:.1f} minutes; " if experiment.training_seconds else ""
@@ -178,6 +222,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(prog="python -m tagsds.experiment", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("experiment", choices=("demo", "world", "coco-boxes"))
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--set", choices=("tagsdc", "matchers", "join"), default="tagsdc", dest="which", help="which runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--source", type=Path, help="coco-boxes: captions_val2017.json, boxes_val2017.txt, coco.names, splits.json")
     parser.add_argument("--pairs", type=Path, help="coco-boxes: folder of SugarCrepe's JSON files")
@@ -191,8 +236,8 @@ def run() -> None:
         source, evaluation = coco_boxes_source(args.source, args.pairs)
     experiment = Experiment(args.output.resolve(), args.ranks, args.port)
     data = experiment.pack(source)
-    rows = run_all(experiment, corpus, data, args.seeds, evaluation)
-    finish(experiment, corpus, data, rows, args.seeds)
+    rows = run_all(experiment, stages(corpus, args.which), data, args.seeds, evaluation)
+    finish(experiment, corpus, args.which, data, rows, args.seeds)
 
 
 def coco_boxes_source(folder: Path | None, pairs: Path | None) -> tuple[list[str], list[str]]:

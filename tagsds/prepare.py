@@ -137,6 +137,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
 
 
+def random_negatives(config: RunConfig) -> int:
+    """How many other images, and captions of other images, a true pair is held against at random."""
+    if config.objective != "retrieval" or config.negatives.shared or config.offline.replace_random:
+        return 0
+    return config.negatives.count
+
+
 def batch_size(config: RunConfig, bank: Bank) -> int:
     """True pairs of a micro-batch; from a budget of tokens where the recipe gives one."""
     if not config.batch.tokens:

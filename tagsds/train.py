@@ -25,6 +25,7 @@ from tagsds.engine import checkpoint
 from tagsds.engine.build import (
     GradientNorm,
     agree,
+    average_buffers,
     build_engine,
     build_optimiser,
     init_distributed,
@@ -34,13 +35,14 @@ from tagsds.engine.build import (
 )
 from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.monitor import Monitor
+from tagsds.engine.offline import OfflineSource, uses_candidates
 from tagsds.errors import UserError
 from tagsds.models import UniterModel
 from tagsds.models.heads import HEADS, initialise_heads
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.examples import as_markdown, written_examples
-from tagsds.prepare import batch_size, build_model, prepare_output
+from tagsds.prepare import batch_size, build_model, prepare_output, random_negatives
 from tagsds.retrieval.scorer import Scorer
 
 
@@ -84,6 +86,9 @@ def train(args: argparse.Namespace) -> None:
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
     scorer = Scorer(model, dtype=mining, lockstep=lockstep_of(stage, world))
     objective = make(model, config, vocab, scorer)
+    offline = None
+    if uses_candidates(config):
+        offline = OfflineSource(config, manifest, source, model, scorer, args.output, world, stage)
     engine = build_engine(objective, build_optimiser(model, config.optimiser, ds), ds)
 
     # slots of one optimiser step: all micro-batches of all ranks
@@ -111,6 +116,8 @@ def train(args: argparse.Namespace) -> None:
         if window != checked:
             checked = window
             check_size(bank, drawn, args.data)
+        if offline is not None:
+            objective.candidates = offline.at(step, bank)
         lr = learning_rate(step, config.optimiser)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
@@ -132,9 +139,13 @@ def train(args: argparse.Namespace) -> None:
             examples = written_examples(model, scorer, bank, first, config, vocab, tokenizer, panel)
             monitor.text("written negatives", as_markdown(examples), done)
         if done in log.export_at and done < steps:  # before the checkpoint: a run resumed from it does not come back here
+            average_buffers(model, world)
             checkpoint.export(engine, model, tokenizer, args.output / f"export-step{done}", heads, world, stage)
         if (log.checkpoint_every and done % log.checkpoint_every == 0) or done == steps:
-            checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
+            average_buffers(model, world)
+            oldest = checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
+            if offline is not None:
+                offline.forget(oldest)
         monitor.bar.update()
 
     if config.objective == "retrieval" and (start < steps or not (args.output / "examples.json").is_file()):

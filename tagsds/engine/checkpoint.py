@@ -20,9 +20,10 @@ from tagsds.engine.build import World
 from tagsds.errors import UserError
 
 
-def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -> None:
-    """`output/checkpoints/step<N>` and the pointer `latest`, which moves only when all ranks have written."""
-    folder = output / "checkpoints"
+def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -> int:
+    """`output/checkpoints/step<N>` and the pointer `latest`, which moves only when all ranks have written. Returns the step of the
+    oldest one that is kept (on rank 0)."""
+    folder, oldest = output / "checkpoints", step
     about = {"step": step, "ranks": world.size, "zero_stage": stage}
     client = {"tagsds": about, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
     engine.save_checkpoint(str(folder), tag=f"step{step}", client_state=client, save_latest=False)
@@ -33,7 +34,9 @@ def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -
         steps = sorted(int(path.name[4:]) for path in folder.glob("step*") if path.name[4:].isdigit())
         for old in steps[:-keep] if keep else []:
             shutil.rmtree(folder / f"step{old}", ignore_errors=True)
+        oldest = steps[-keep:][0] if keep else steps[0]
     dist.barrier()
+    return oldest
 
 
 def load(engine, output: Path, world: World, stage: int) -> int:

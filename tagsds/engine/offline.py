@@ -1,0 +1,95 @@
+"""The offline candidates of a step: those that `tagsds-mine` wrote, or those re-mined with the weights of the run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from tagsds.config import RunConfig
+from tagsds.data.bank import Bank
+from tagsds.data.shards import Manifest
+from tagsds.data.source import BankSource
+from tagsds.engine.build import World, average_buffers, barrier
+from tagsds.errors import UserError
+from tagsds.mine import mine_bank
+from tagsds.models.matchers import Matcher
+from tagsds.models.uniter import UniterModel
+from tagsds.negatives.offline import Candidates, check_ranks, rescore
+from tagsds.retrieval.candidates import write_candidates
+from tagsds.retrieval.ranks import current_world
+from tagsds.retrieval.scorer import Scorer
+
+
+def uses_candidates(config: RunConfig) -> bool:
+    """Whether any negatives of the run come from the offline candidates."""
+    if config.objective == "pretrain":
+        return False
+    return config.quintuplet.kind not in ("", "online") or (config.objective == "retrieval" and config.offline.replace_random)
+
+
+class OfflineSource:
+    """`at(step)` -> candidates. With `offline.remine_every` = N, the candidates of steps kN .. kN + N - 1 (k > 0) are found with the
+    weights after kN steps: a matcher searches the whole training set anew, the encoder re-orders the first `offline.pool` of each
+    row. They are kept in the run's folder as long as a checkpoint may need them, so that a resumed run draws the same."""
+
+    def __init__(
+        self, config: RunConfig, manifest: Manifest, source: BankSource, model: Matcher | UniterModel, scorer: Scorer,
+        output: Path, world: World, zero_stage: int,
+    ) -> None:  # fmt: skip
+        self.config, self.manifest, self.model, self.scorer = config.offline, manifest, model, scorer
+        self.split, self.folder, self.world = config.data.split, output / "candidates", world
+        if not self.config.candidates:
+            raise UserError("the recipe draws offline negatives; give offline.candidates=FOLDER, which tagsds-mine writes.")
+        if not source.whole:
+            raise UserError(
+                f"offline candidates number the whole split '{self.split}', which data.max_gib={config.data.max_gib} does not "
+                "hold; raise it."
+            )
+        if self.config.remine_every and zero_stage == 3 and isinstance(model, Matcher):
+            raise UserError("offline.remine_every of a matcher needs ZeRO stage 0, 1 or 2; take another DeepSpeed file.")
+        self.mined = Candidates.read(Path(self.config.candidates), manifest, self.split)
+        drawn = 1
+        if config.objective == "retrieval" and config.offline.replace_random:
+            drawn = config.negatives.count if self.config.score else config.negatives.keep
+        check_ranks(self.mined, self.config.first, self.config.last, drawn)
+        self._loaded: tuple[int, Candidates] = (0, self.mined)
+
+    def at(self, step: int, bank: Bank) -> Candidates:
+        """A collective where it re-mines: all ranks call it at every step."""
+        every = self.config.remine_every
+        due = step // every * every if every else 0
+        if due != self._loaded[0]:
+            folder = self.folder / f"step{due}"
+            if not (folder / "candidates.json").is_file():
+                if due != step:
+                    raise UserError(f"{folder} is missing, which the checkpoint's run had mined; start the run anew.")
+                self.remine(bank, folder)
+            self._loaded = (due, Candidates.read(folder, self.manifest, self.split))
+        return self._loaded[1]
+
+    @torch.no_grad()
+    def remine(self, bank: Bank, folder: Path) -> None:
+        """Each rank finds its share of the rows; rank 0 writes them."""
+        ranks = current_world()
+        images = ranks.share(torch.arange(bank.num_images, device=bank.device))
+        captions = ranks.share(torch.arange(bank.num_captions, device=bank.device))
+        if isinstance(self.model, Matcher):
+            average_buffers(self.model, self.world)
+            widths = self.mined.captions_of_image.shape[1], self.mined.images_of_caption.shape[1]
+            rows = mine_bank(self.model, bank, *widths, images, captions)
+        else:
+            rows = rescore(self.scorer, bank, self._loaded[1], self.config.pool, images, captions, progress=self.world.is_main)
+        whole = [ranks.gather(part.to(bank.device), n) for part, n in zip(rows, (bank.num_images, bank.num_captions), strict=True)]
+        if whole[0] is not None and whole[1] is not None:
+            about = {"checkpoint": f"{folder.parent.parent} after {folder.name}", "checkpoint_sha256": ""}
+            write_candidates(folder, self.manifest, self.split, whole[0].cpu(), whole[1].cpu(), about)
+        barrier()
+
+    def forget(self, oldest: int) -> None:
+        """Drop what no checkpoint from step `oldest` on can need."""
+        if self.world.is_main and self.folder.is_dir():
+            steps = sorted(int(path.name[4:]) for path in self.folder.glob("step*") if path.name[4:].isdigit())
+            for step in [step for step in steps if step <= oldest][:-1]:
+                shutil.rmtree(self.folder / f"step{step}", ignore_errors=True)

@@ -1,0 +1,108 @@
+"""The matching objective against the formula, a pair at a time; what it encodes; VSRN's captioning beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tagsds.config import load_config
+from tagsds.data.shards import load_bank
+from tagsds.data.vocabulary import Vocabulary, load_tokenizer
+from tagsds.draw import Draw
+from tagsds.losses.quintuplet import KINDS
+from tagsds.models.matchers import MATCHERS
+from tagsds.negatives.offline import Candidates
+from tagsds.objectives import MatchingObjective
+from tagsds.retrieval.scorer import Scorer
+
+
+@pytest.fixture(scope="module")
+def corpus(world):
+    bank, manifest = load_bank(world, "train", first=20)
+    return bank, manifest, Vocabulary.of(load_tokenizer(world / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def candidates(corpus):
+    """Any 10 captions of other images for each image, any 5 other images for each caption."""
+    bank = corpus[0]
+    rng = np.random.default_rng(0)
+    owner = bank.image_of_caption.numpy()
+    captions = np.stack([rng.permutation(np.flatnonzero(owner != image))[:10] for image in range(bank.num_images)])
+    images = np.stack([rng.permutation(np.delete(np.arange(bank.num_images), own))[:5] for own in owner])
+    return Candidates(captions.astype(np.int32), images.astype(np.int32), {})
+
+
+def objective_of(corpus, kind: str, loss: str, *overrides: str) -> MatchingObjective:
+    _, manifest, vocab = corpus
+    make_config, make_model = MATCHERS[kind]
+    torch.manual_seed(3)
+    model = make_model(make_config(vocab_size=manifest.vocab_size, region_dim=manifest.feature_dim, word_size=6, embed_size=8))
+    config = load_config(
+        f"coco-boxes-{kind}", [f"matcher.kind={kind}", f"quintuplet.kind={loss}", "offline.first=1", "offline.last=9", *overrides]
+    )
+    return MatchingObjective(model.train(), config, vocab, Scorer(model))
+
+
+def one(model, bank, image: int, caption: int):
+    return model.similarity(bank.image_table(torch.tensor([image])), bank.text_table(torch.tensor([caption])))[0, 0]
+
+
+@pytest.mark.parametrize("kind", ["scan", "bfan"])
+@pytest.mark.parametrize("loss", KINDS)
+def test_terms_equal_the_formula_pair_by_pair(corpus, candidates, kind, loss):
+    bank = corpus[0]
+    objective = objective_of(corpus, kind, loss)
+    objective.candidates = candidates
+    captions = torch.tensor([0, 1, 17, 33, 60])  # 0 and 1 describe the same image
+    draw = Draw(5, 2, 0)
+    report = objective(bank, captions, draw)
+    own = bank.image_of_caption[captions].tolist()
+    drawn = objective.drawn(bank, captions, draw)
+    m, total = objective.model, 0.0
+    for row, caption in enumerate(captions.tolist()):
+        image = own[row]
+        true = one(m, bank, image, caption)
+        others = [b for b in range(5) if own[b] != image]
+        hard_caption = max(one(m, bank, image, int(captions[b])) for b in others)
+        hard_image = max(one(m, bank, own[b], caption) for b in others)
+        on_c, on_i = torch.relu(0.2 + hard_caption - true), torch.relu(0.2 + hard_image - true)
+        if loss == "online":
+            assert drawn is None
+            total = total + on_c + on_i
+            continue
+        off_caption, off_image = int(drawn.caption_off[row]), int(drawn.image_off[row])
+        at_caption, at_image = one(m, bank, image, off_caption), one(m, bank, off_image, caption)
+        w_c = 1.5 - (at_caption - hard_caption) / 0.3 if loss == "adaptive" else 1.0
+        w_i = 1.5 - (at_image - hard_image) / 0.3 if loss == "adaptive" else 1.0
+        total = total + w_c * on_c + w_i * on_i + torch.relu(at_caption - true) + torch.relu(at_image - true)
+        if loss != "offline":
+            total = total + torch.relu(one(m, bank, off_image, off_caption) - true)
+            total = total + torch.relu(one(m, bank, int(drawn.other_image[row]), int(drawn.other_caption[row])) - true)
+    assert float(report.total) == pytest.approx(float(total), rel=1e-5)
+    report.total.backward()
+    measured = [p.grad.clone() for p in objective.parameters()]
+    objective.zero_grad()
+    total.backward()
+    for ours, plain in zip(measured, [p.grad for p in objective.parameters()], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_vsrn_adds_its_captioning_loss_with_its_weight(corpus):
+    bank, captions = corpus[0], torch.tensor([3, 21, 44, 50])
+    objectives = [objective_of(corpus, "vsrn", "online", f"matcher.caption_weight={weight}") for weight in (1.0, 0.5, 0.0)]
+    reports = [objective(bank, captions, Draw(1, 0, 0)) for objective in objectives]
+    whole, half, none = (float(r.total) for r in reports)
+    assert "captioning" in reports[0].terms and "captioning" not in reports[2].terms
+    captioning = float(reports[0].terms["captioning"])
+    assert captioning > 1.0
+    assert whole - none == pytest.approx(captioning, rel=1e-5)
+    assert half - none == pytest.approx(captioning / 2, rel=1e-5)
+
+
+def test_the_same_draw_gives_the_same_loss(corpus, candidates):
+    objective = objective_of(corpus, "vsrn", "adaptive").eval()
+    objective.candidates = candidates
+    losses = [float(objective(corpus[0], torch.tensor([3, 21, 44]), Draw(1, s, 0)).total) for s in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
