@@ -53,14 +53,14 @@ class MatchingObjective(nn.Module):
         caption, caption_off, other_caption = [*caption_row.split(size), None, None][:3]
 
         scores = self.model.compare(images.select(image), texts.select(caption))  # [B, B], an image a row
-        hard = hardest_in_batch(scores, own, own)
+        caption_on, image_on, on_valid = hardest_in_batch(scores, own, own)
         true = scores.diagonal()
         off: tuple[Tensor, ...] = ()
         if drawn is not None:
             rows = torch.cat([image, image_off, image_off, other_image])
             columns = torch.cat([caption_off, caption, caption_off, other_caption])
             off = self.model.compare_pairs(images.select(rows), texts.select(columns)).split(size)
-        similarities = Similarities(true, hard.caption, hard.image, *off, on_valid=hard.valid)
+        similarities = Similarities(true, caption_on, image_on, *off, on_valid=on_valid)
         config = self.loss
         terms = quintuplet(
             similarities, config.kind or "online", config.margin_on, config.margin_off, config.alpha, config.beta,
