@@ -116,6 +116,11 @@ def check_ranks(candidates: Candidates, first: int, last: int, count: int = 0) -
         )
 
 
+def images_in_ranks(first: int, last: int) -> int:
+    """Image ranks that go with the caption ranks first..last."""
+    return last // CAPTIONS_PER_IMAGE - first // CAPTIONS_PER_IMAGE + 1
+
+
 def _reaches(table: Tensor, rank: int) -> bool:
     return table.shape[1] > rank and bool((table[:, rank] >= 0).all())
 
