@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tagsds.config_offline import OfflineConfig, QuintupletConfig, check_offline
 from tagsds.errors import UserError, nearest
 
 BASE_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -179,6 +180,8 @@ class RunConfig:
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    quintuplet: QuintupletConfig = field(default_factory=QuintupletConfig)
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -267,6 +270,8 @@ def check(config: RunConfig) -> None:
         "log.every": config.log.every,
         "data.window_steps": config.data.window_steps,
         "data.max_gib": config.data.max_gib,
+        "quintuplet.alpha": config.quintuplet.alpha,
+        "offline.pool": config.offline.pool,
         **{f"model.{name}": getattr(config.model, name) or 1 for name in BASE_SIZES},
     }
     for key, value in positive.items():
@@ -287,6 +292,9 @@ def check(config: RunConfig) -> None:
         "log.checkpoint_every": config.log.checkpoint_every,
         "log.keep_checkpoints": config.log.keep_checkpoints,
         "log.panel_every": config.log.panel_every,
+        "quintuplet.weight": config.quintuplet.weight,
+        "offline.first": config.offline.first,
+        "offline.remine_every": config.offline.remine_every,
         **{f"pretrain.mix.{task}": odds for task, odds in config.pretrain.mix.items()},
     }
     for key, value in not_negative.items():
@@ -296,6 +304,7 @@ def check(config: RunConfig) -> None:
         raise UserError(f"optimiser.betas={config.optimiser.betas} must be two numbers.")
     if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
         raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
+    check_offline(config.quintuplet, config.offline, config.negatives.shared, config.objective)
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

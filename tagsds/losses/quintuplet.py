@@ -2,6 +2,14 @@
 
 S = similarity. For a true pair (I, T) of a batch of B: T_on, I_on are the hardest of the batch; T_off, I_off are drawn from the
 offline candidates; I'_off is the image of T_off, T'_off a caption of I_off.
+
+    w_T [m_on + S(I, T_on) - S(I, T)]+    + w_I [m_on + S(I_on, T) - S(I, T)]+           online_caption, online_image
+    + [m_off + S(I, T_off) - S(I, T)]+    + [m_off + S(I_off, T) - S(I, T)]+             offline_caption, offline_image
+    + [m_off + S(I_off, T_off) - S(I, T)]+ + [m_off + S(I'_off, T'_off) - S(I, T)]+      offline_both, offline_others
+
+    w_T = beta - (S(I, T_off) - S(I, T_on)) / alpha,   w_I = beta - (S(I_off, T) - S(I_on, T)) / alpha
+
+so an online negative weighs more where it is about as hard as the offline one, less where the offline one is much harder.
 """
 
 from __future__ import annotations
@@ -9,14 +17,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-KINDS = ("online", "offline", "quintuplet", "adaptive")
+OWN = ("offline_caption", "offline_image")
+CROSSED = ("offline_both", "offline_others")
+OFFLINE_TERMS = {"online": (), "offline": OWN, "quintuplet": OWN + CROSSED, "adaptive": OWN + CROSSED}
+KINDS = tuple(OFFLINE_TERMS)
 
 
 @dataclass(frozen=True)
 class Similarities:
-    """float [B] each. The offline ones may be None for `online`.
+    """float [B] each. The offline ones may be None where the kind has no such term.
 
     true          S(I, T)
     caption_on    S(I, T_on)           image_on    S(I_on, T)
@@ -39,9 +51,52 @@ def quintuplet(
     s: Similarities, kind: str, margin_on: float = 0.2, margin_off: float = 0.0, alpha: float = 0.3, beta: float = 1.5,
     detach: bool = False, clamp: bool = False, online: bool = True,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """{term: float32 []}, each summed over the batch; the loss is their sum."""
-    raise NotImplementedError
+    """{term: float32 []}, each summed over the batch; the loss is their sum. Terms that a kind lacks are not in it.
+
+    kind     online: the two online terms, w = 1. offline: these and the own pair's offline terms. quintuplet: all six, w = 1.
+             adaptive: all six with w as above
+    detach   no gradient through w (as published it flows)
+    clamp    w is at least 0 (as published it may fall below, and then rewards a violated margin)
+    online   False leaves the online terms out; of use for offline and quintuplet
+    """
+    true = s.true.float()
+    off = {
+        "offline_caption": s.caption_off,
+        "offline_image": s.image_off,
+        "offline_both": s.both_off,
+        "offline_others": s.others_off,
+    }
+    terms = {}
+    if online:
+        sides = (("online_caption", s.caption_on, s.caption_off), ("online_image", s.image_on, s.image_off))
+        for column, (name, on, rival) in enumerate(sides):
+            valid = torch.ones_like(true, dtype=torch.bool) if s.on_valid is None else s.on_valid[:, column]
+            on = torch.where(valid, on.float(), 0.0)  # before the arithmetic, so that no gradient can be nan
+            hinge = F.relu(margin_on + on - true)
+            if kind == "adaptive":
+                assert rival is not None
+                w = beta - (rival.float() - on) / alpha
+                w = w.detach() if detach else w
+                hinge = (w.clamp(min=0) if clamp else w) * hinge
+            terms[name] = torch.where(valid, hinge, 0.0).sum()
+    for name in OFFLINE_TERMS[kind]:
+        score = off[name]
+        assert score is not None, f"{kind} needs the scores of {name}"
+        terms[name] = F.relu(margin_off + score.float() - true).sum()
+    return terms
 
 
-def hardest_in_batch(scores: Tensor, image_of_row: Tensor, image_of_column: Tensor) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError
+def hardest_in_batch(scores: Tensor, image_of_row: Tensor, image_of_column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """S(I_b, T_on) [B], S(I_on, T_b) [B] and on_valid bool [B, 2], from the scores of B images with B captions.
+
+    scores                         float [B, B]: row b = image of pair b, column b = its caption
+    image_of_row, image_of_column  int64 [B]: cells of one image are no negatives, though they lie off the diagonal (the released
+                                   code takes them for such: method 7.9)
+
+    Gradient flows through the chosen cells. A row or column without any other image is not valid; its score means nothing.
+    """
+    allowed = image_of_row[:, None] != image_of_column[None, :]
+    masked = scores.detach().masked_fill(~allowed, -torch.inf)
+    caption_on = scores.gather(1, masked.argmax(dim=1)[:, None])[:, 0]
+    image_on = scores.gather(0, masked.argmax(dim=0)[None, :])[0]
+    return caption_on, image_on, torch.stack([allowed.any(dim=1), allowed.any(dim=0)], dim=1)

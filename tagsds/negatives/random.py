@@ -71,13 +71,20 @@ def mine_random(
     own = bank.image_of_caption[captions]
     images = draw_images(bank, own, count, draw.generator(bank.device, "negative images"))
     others = draw_captions(bank, own, count, draw.generator(bank.device, "negative captions"))
+    drawn = [Hard(index, torch.ones_like(index, dtype=torch.bool)) for index in (images, others)]
+    return keep_hardest(bank, captions, drawn[0], drawn[1], keep, scorer)
+
+
+def keep_hardest(bank: Bank, captions: Tensor, images: Hard, others: Hard, keep: int, scorer: Scorer) -> tuple[Hard, Hard]:
+    """Of images held against each caption (int64 [B]) and captions held against its image: the `keep` of highest score."""
+    own = bank.image_of_caption[captions]
     builder = PairBuilder(bank)
-    t2i = builder.pairs(builder.captions(captions)[:, None].expand_as(images), images)
-    i2t = builder.pairs(builder.captions(others), own[:, None].expand_as(others))
+    t2i = builder.pairs(builder.captions(captions)[:, None].expand_as(images.index), images.index)
+    i2t = builder.pairs(builder.captions(others.index), own[:, None].expand_as(others.index))
     scores = scorer(builder.build())
-    image_at, image_valid = hardest(scores[t2i].view_as(images), keep)
-    caption_at, caption_valid = hardest(scores[i2t].view_as(others), keep)
-    return Hard(images.gather(1, image_at), image_valid), Hard(others.gather(1, caption_at), caption_valid)
+    image_at, image_valid = hardest(scores[t2i].view_as(images.index), keep, images.valid)
+    caption_at, caption_valid = hardest(scores[i2t].view_as(others.index), keep, others.valid)
+    return Hard(images.index.gather(1, image_at), image_valid), Hard(others.index.gather(1, caption_at), caption_valid)
 
 
 def mine_shared(bank: Bank, captions: Tensor, keep: int, scorer: Scorer) -> tuple[Hard, Hard]:
