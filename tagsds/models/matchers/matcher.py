@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tagsds.data.pairs import Images
@@ -63,3 +63,20 @@ class Matcher(PreTrainedModel):
 
     def forward(self, images: Images, captions: Ragged) -> Tensor:
         return self.similarity(images, captions)
+
+
+def initialise(module: nn.Module) -> None:
+    """As the three papers' code begins: embeddings uniform(-0.1, 0.1), linear layers Xavier-uniform with zero bias, BatchNorm as the
+    identity; recurrent layers keep torch's uniform(-1 / sqrt(E), 1 / sqrt(E))."""
+    if isinstance(module, nn.Embedding):
+        nn.init.uniform_(module.weight, -0.1, 0.1)
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm1d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.GRU | nn.GRUCell):
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, -module.hidden_size**-0.5, module.hidden_size**-0.5)
