@@ -43,7 +43,8 @@ class OfflineConfig:
     score: bool = True
     """draw negatives.count and keep the hardest; false: draw negatives.keep and score none"""
     remine_every: int = 0
-    """steps after which the encoder orders the candidates anew; 0 = never"""
+    """steps after which candidates are found anew with the current weights; 0 = never. A matcher searches the whole split, the
+    encoder re-orders the first `pool`"""
     pool: int = 64
     """hardest candidates of each image and caption that are ordered anew; the ranks behind stay"""
 
@@ -71,7 +72,5 @@ def check_offline(quintuplet: QuintupletConfig, offline: OfflineConfig, shared: 
     for setting in (setting for setting, needed in reasons.items() if needed):
         if objective == "pretrain":
             raise UserError(f"{setting} has no meaning in pre-training; remove it or set objective=retrieval.")
-        if not offline.candidates:
-            raise UserError(f"{setting} needs offline.candidates; name a folder made by tagsds-mine.")
     if offline.remine_every and not needs_candidates(quintuplet, offline):
         raise UserError(f"offline.remine_every={offline.remine_every} orders candidates that no loss draws; set it to 0.")

@@ -85,10 +85,10 @@ def train(args: argparse.Namespace) -> None:
     stage = zero_stage(ds)
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
     scorer = Scorer(model, dtype=mining, lockstep=lockstep_of(stage, world))
-    objective = make(model, config, vocab, scorer)
     offline = None
     if uses_candidates(config):
         offline = OfflineSource(config, manifest, source, model, scorer, args.output, world, stage)
+    objective = make(model, config, vocab, scorer, **({"candidates": offline.mined} if offline else {}))
     engine = build_engine(objective, build_optimiser(model, config.optimiser, ds), ds)
 
     # slots of one optimiser step: all micro-batches of all ranks

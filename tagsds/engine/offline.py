@@ -8,25 +8,23 @@ from pathlib import Path
 import torch
 
 from tagsds.config import RunConfig
+from tagsds.config_offline import needs_candidates
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.source import BankSource
 from tagsds.engine.build import World, average_buffers, barrier
 from tagsds.errors import UserError
-from tagsds.mine import mine_bank
 from tagsds.models.matchers import Matcher
 from tagsds.models.uniter import UniterModel
-from tagsds.negatives.offline import Candidates, check_ranks, rescore
-from tagsds.retrieval.candidates import write_candidates
+from tagsds.negatives.offline import Candidates, check_ranks
+from tagsds.negatives.remine import rescore
 from tagsds.retrieval.ranks import current_world
 from tagsds.retrieval.scorer import Scorer
 
 
 def uses_candidates(config: RunConfig) -> bool:
     """Whether any negatives of the run come from the offline candidates."""
-    if config.objective == "pretrain":
-        return False
-    return config.quintuplet.kind not in ("", "online") or (config.objective == "retrieval" and config.offline.replace_random)
+    return config.objective != "pretrain" and needs_candidates(config.quintuplet, config.offline)
 
 
 class OfflineSource:
@@ -72,6 +70,9 @@ class OfflineSource:
     @torch.no_grad()
     def remine(self, bank: Bank, folder: Path) -> None:
         """Each rank finds its share of the rows; rank 0 writes them."""
+        from tagsds.mine import mine_bank
+        from tagsds.retrieval.candidates import write_candidates
+
         ranks = current_world()
         images = ranks.share(torch.arange(bank.num_images, device=bank.device))
         captions = ranks.share(torch.arange(bank.num_captions, device=bank.device))

@@ -26,12 +26,14 @@ class MatchingObjective(nn.Module):
 
     writes = False
 
-    def __init__(self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer) -> None:
+    def __init__(
+        self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer, candidates: Candidates | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss, self.offline = config.quintuplet, config.offline
         self.caption_weight = config.matcher.caption_weight
-        self.candidates: Candidates | None = None  # of the step, set by the loop
+        self.candidates = candidates  # the loop exchanges them where they are re-mined
 
     @staticmethod
     def heads(config: RunConfig) -> list[str]:
