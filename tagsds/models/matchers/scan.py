@@ -13,6 +13,7 @@ from tagsds.models.matchers.matcher import Encoded, Matcher, initialise
 from tagsds.models.matchers.text import TextEncoder, unit
 
 CELLS = 2**24  # dot products held at a time where no gradient is wanted: 64 MiB each in fp32
+LENGTH_GROUPS = 4  # images of like region counts are compared together, so that little is padded
 
 
 class FragmentMatcher(Matcher):
@@ -36,6 +37,11 @@ class FragmentMatcher(Matcher):
         return Encoded(unit(self.text.states(captions)), captions.lengths)
 
     def compare(self, images: Encoded, captions: Encoded) -> Tensor:
+        rows = torch.argsort(images.lengths)
+        parts = [self._compare(trimmed(images.select(part)), captions) for part in rows.chunk(LENGTH_GROUPS)]
+        return torch.cat(parts)[torch.argsort(rows)]
+
+    def _compare(self, images: Encoded, captions: Encoded) -> Tensor:
         cells = max(1, images.vectors[..., 0].numel() * captions.vectors.shape[1])  # of one caption
         block = len(captions) if torch.is_grad_enabled() else max(1, CELLS // cells)
         gram = images.vectors @ images.vectors.mT
@@ -54,6 +60,12 @@ class FragmentMatcher(Matcher):
     def relate(self, s: Tensor, regions: Tensor, words: Tensor, region_gram: Tensor, word_gram: Tensor) -> Tensor:
         """s [..., R, L], masks [..., R] and [..., L], Gram matrices [..., R, R] and [..., L, L] -> [...]."""
         raise NotImplementedError
+
+
+def trimmed(side: Encoded) -> Encoded:
+    """Without the padding that no row of it needs."""
+    longest = int(side.lengths.max()) if len(side) else 0
+    return Encoded(side.vectors[:, :longest], side.lengths)
 
 
 def exists(side: Encoded) -> Tensor:
