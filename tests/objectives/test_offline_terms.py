@@ -237,9 +237,6 @@ def test_hardest_of_drawn_and_of_ordered_negatives():
     ("settings", "words"),
     [
         (["quintuplet.kind=adaptve"], "did you mean 'adaptive'?"),
-        (["quintuplet.kind=adaptive"], "quintuplet.kind=adaptive needs offline.candidates"),
-        (["offline.replace_random=true"], "offline.replace_random=true needs offline.candidates"),
-        (["offline.remine_every=100"], "offline.remine_every=100 needs offline.candidates"),
         (["offline.remine_every=100", "offline.candidates=x"], "offline.remine_every=100 orders candidates that no loss draws"),
         (["quintuplet.kind=adaptive", "offline.candidates=x", "quintuplet.online=false"], "quintuplet.online=false"),
         (["quintuplet.kind=online", "quintuplet.online=false"], "quintuplet.online=false"),
