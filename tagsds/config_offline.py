@@ -25,8 +25,10 @@ class QuintupletConfig:
     """w at least 0; as published it may fall below"""
     online: bool = True
     """false: without the online terms (offline and quintuplet only)"""
+    warmup_steps: int = 0
+    """matchers: in the first steps the mean over all negatives of the batch stands for the hardest, and nothing offline counts"""
     weight: float = 1.0
-    """of the loss, summed over its terms and averaged over the true pairs"""
+    """encoder: of the loss, summed over its terms and averaged over the true pairs"""
 
 
 @dataclass

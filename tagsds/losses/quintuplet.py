@@ -100,3 +100,18 @@ def hardest_in_batch(scores: Tensor, image_of_row: Tensor, image_of_column: Tens
     caption_on = scores.gather(1, masked.argmax(dim=1)[:, None])[:, 0]
     image_on = scores.gather(0, masked.argmax(dim=0)[None, :])[0]
     return caption_on, image_on, torch.stack([allowed.any(dim=1), allowed.any(dim=0)], dim=1)
+
+
+def all_in_batch(scores: Tensor, image_of_row: Tensor, image_of_column: Tensor, margin: float) -> dict[str, Tensor]:
+    """The online terms with the mean over all negatives of the batch in place of the hardest, for the first steps: from scratch the
+    hardest alone can hold every score at one value, where the hinge stays at the margin (VSE-infinity warms up so, arXiv 2011.04305).
+
+    Arguments as in `hardest_in_batch`. {"online_caption", "online_image"}, each summed over the batch.
+    """
+    allowed = image_of_row[:, None] != image_of_column[None, :]
+    true = scores.float().diagonal()
+    terms = {}
+    for name, dim, own in (("online_caption", 1, true[:, None]), ("online_image", 0, true[None, :])):
+        hinge = torch.where(allowed, F.relu(margin + scores.float() - own), 0.0)
+        terms[name] = (hinge.sum(dim=dim) / allowed.sum(dim=dim).clamp(min=1)).sum()
+    return terms

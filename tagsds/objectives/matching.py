@@ -14,7 +14,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
-from tagsds.losses.quintuplet import Similarities, hardest_in_batch, quintuplet
+from tagsds.losses.quintuplet import Similarities, all_in_batch, hardest_in_batch, quintuplet
 from tagsds.models.matchers import VSRN, Encoded, Matcher
 from tagsds.negatives.offline import Candidates, OfflineDraw, draw_quintuplet
 from tagsds.objectives.report import Report, share
@@ -41,7 +41,7 @@ class MatchingObjective(nn.Module):
 
     def forward(self, bank: Bank, captions: Tensor, draw: Draw) -> Report:
         own = bank.image_of_caption[captions]
-        drawn = self.drawn(bank, captions, draw)
+        drawn = self.drawn(bank, captions, draw) if draw.step >= self.loss.warmup_steps else None
         wanted_images, wanted_captions = [own], [captions]
         if drawn is not None:
             wanted_images += [drawn.image_off, drawn.other_image]
@@ -64,10 +64,13 @@ class MatchingObjective(nn.Module):
             off = self.model.compare_pairs(images.select(rows), texts.select(columns)).split(size)
         similarities = Similarities(true, caption_on, image_on, *off, on_valid=on_valid)
         config = self.loss
-        terms = quintuplet(
-            similarities, config.kind or "online", config.margin_on, config.margin_off, config.alpha, config.beta,
-            config.detach, config.clamp, config.online,
-        )  # fmt: skip
+        if draw.step < config.warmup_steps:
+            terms = all_in_batch(scores, own, own, config.margin_on)
+        else:
+            terms = quintuplet(
+                similarities, config.kind or "online", config.margin_on, config.margin_off, config.alpha, config.beta,
+                config.detach, config.clamp, config.online,
+            )  # fmt: skip
         total = torch.stack(list(terms.values())).sum()
         if isinstance(self.model, VSRN) and self.caption_weight:
             terms["captioning"] = self.captioning(images, image, bank, captions)
