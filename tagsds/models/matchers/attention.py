@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-8  # least length by which a vector is divided
+TIE = 1e-5  # relative difference up to which weights count as alike: what float32 leaves of sums over 100 fragments
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -54,14 +55,14 @@ def focus(weights: Tensor, context: Tensor, focal: str) -> Tensor:
         F_k = sum_j g_j (a_k - a_j),   g = 1 ("equal") or sqrt(a) ("prob");   kept where F_k > 0
 
     Not renormalised: the cosine that follows does not depend on the length of the attended vector. No gradient flows
-    through the choice. Where no fragment stands out (all weights alike; an image of one region), all are kept.
+    through the choice. Where all weights are alike (a single fragment; all words seen from an image of one region) none
+    stands out and all are kept: F is 0 there, and its rounded sign would choose at random.
     """
     with torch.no_grad():
         vote = context[..., None, :].to(weights.dtype)
         if focal == "prob":
             vote = vote * weights.sqrt()
-        relevance = weights * vote.sum(dim=-1, keepdim=True) - (weights * vote).sum(dim=-1, keepdim=True)
-        keep = relevance > 0
+        keep = weights * vote.sum(dim=-1, keepdim=True) > (1 + TIE) * (weights * vote).sum(dim=-1, keepdim=True)
         keep = keep | ~keep.any(dim=-1, keepdim=True)
     return weights * keep
 
