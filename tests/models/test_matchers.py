@@ -10,7 +10,7 @@ from tagsds.errors import UserError
 from tagsds.models import MATCHERS
 from tagsds.models.matchers import Encoded, matcher
 from tests.models.matcher_reference import SIMILARITY, Weights
-from tests.models.matcher_world import EMBED, captions_of, gradients, images_of, matcher_of
+from tests.models.matcher_world import EMBED, REGIONS, WORDS, captions_of, gradients, images_of, matcher_of
 
 CASES = [
     ("vsrn", dict(image_norm=False)),
@@ -22,9 +22,7 @@ CASES = [
     ("bfan", dict(focal="equal")),
     ("bfan", dict(focal="prob")),
 ]
-each_case = pytest.mark.parametrize(
-    "name, options", CASES, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values()))
-)
+each_case = pytest.mark.parametrize("name, options", CASES, ids=str)
 each_name = pytest.mark.parametrize("name", list(MATCHERS))
 
 
@@ -113,10 +111,8 @@ def test_half_precision_gives_float32_similarities_close_to_exact_ones(name, opt
 @each_name
 def test_vectors_are_unit_vectors_with_zeros_behind(name):
     model = matcher_of(name)
-    for side, lengths in (
-        (model.encode_images(images_of()), [3, 1, 5, 2]),
-        (model.encode_captions(captions_of()), [4, 7, 3, 5, 2]),
-    ):
+    images, captions = model.encode_images(images_of()), model.encode_captions(captions_of())
+    for side, lengths in ((images, REGIONS), (captions, WORDS)):
         wanted = [1] * len(lengths) if name == "vsrn" else lengths
         assert side.lengths.tolist() == wanted and side.vectors.shape == (len(lengths), max(wanted), EMBED)
         for row, length in zip(side.vectors, wanted):
@@ -192,6 +188,6 @@ def test_attended_vectors_are_never_held(name, options):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         score = matcher_of(name, **options).compare(images, captions)
     fragment_pairs = count * count * regions * words
-    assert sum(held.values()) / 4 < 24 * fragment_pairs < count * count * min(regions, words) * width
+    assert sum(held.values()) / 4 < 16 * fragment_pairs < count * count * min(regions, words) * width
     score.sum().backward()
     assert v.grad.isfinite().all() and w.grad.isfinite().all()
