@@ -8,8 +8,8 @@ from tagsds.models.uniter import UniterModel
 
 AutoConfig.register(UniterConfig.model_type, UniterConfig, exist_ok=True)
 AutoModel.register(UniterConfig, UniterModel, exist_ok=True)
-for _config, _model in MATCHERS.values():
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
+for config_class, model_class in MATCHERS.values():
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
 
-__all__ = ["UniterConfig", "UniterModel"]
+__all__ = ["MATCHERS", "UniterConfig", "UniterModel"]

@@ -1,4 +1,4 @@
-"""The matchers that AOQ trains and mines with, behind one interface (`Matcher`)."""
+"""The matchers of AOQ: each compares images and captions that were encoded apart from one another."""
 
 from tagsds.models.matchers.bfan import BFAN
 from tagsds.models.matchers.config import BfanConfig, MatcherConfig, ScanConfig, VsrnConfig

@@ -1,10 +1,16 @@
-"""Attention of one side's fragments over the other's, from dot products alone (SCAN, arXiv 1803.08024; BFAN, arXiv 1909.11416).
+"""Attention between the fragments of one side and those of the other, from their dot products alone.
 
-Shapes: ... = any batch (images x captions, or pairs), Q fragments that attend (queries), K fragments attended to (context).
+Shapes: Q queries, K context fragments; what stands before them is free and broadcasts: [I, C, Q, K] for all pairs of images
+and captions, [P, Q, K] for given pairs. In t2i the queries are words and the context is regions, in i2t the other way round.
 
-The attended vector v = sum_k a_k c_k is never formed. What the similarity needs of it follows from s_qk = <q, c_k> and the context's
-Gram matrix G_kl = <c_k, c_l>: <q, v> = sum_k a_k s_qk and |v|^2 = a G a. With E = 1024 and 36 regions that is 28 times less work
-than the vectors, and no tensor [images, captions, Q, E].
+A query q attends to the context c_1 .. c_K with weights a and is held against the attended vector v = sum_k a_k c_k. Of v only
+its product with q and its length are needed, and both follow from dot products:
+
+    <q, v> = sum_k a_k <q, c_k>        |v|^2 = sum_jk a_j a_k <c_j, c_k> = a' G a
+
+so v, [..., Q, E], is never built: G = C C' is [K, K] and computed once per image or caption, not once per pair.
+
+Where a fragment is padding its vector is zero, hence its dot products are 0: that is taken for granted of `dots` and `gram`.
 """
 
 from __future__ import annotations
@@ -13,52 +19,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPS = 1e-8
+EPS = 1e-8  # least length by which a vector is divided
+TIE = 1e-5  # relative difference up to which weights count as alike: what float32 leaves of sums over 100 fragments
 
 
-def attended_cosine(
-    s: Tensor, queries: Tensor, context: Tensor, gram: Tensor, sharpness: float, focal: str | None = None
-) -> Tensor:
-    """Cosine of each query with the vector it attends to: [..., Q], zero where there is no query.
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; float32 and float64 stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
-    s          float [..., Q, K], dot products of unit vectors; zero where either side has no fragment
-    queries    bool [..., Q], context bool [..., K]: which fragments exist
-    gram       float [..., K, K]
-    sharpness  lambda, the inverse temperature of the softmax over the context
-    focal      None (SCAN), equal or prob (BFAN)
 
-    LeakyReLU(0.1) of s, l2-normalised over the queries for each context fragment, softmax over the context.
+def unit(x: Tensor) -> Tensor:
+    """l2-normalise the last dimension, in float32 or better; a zero vector stays zero."""
+    return F.normalize(at_least_float32(x), dim=-1, eps=EPS)
+
+
+def attend(dots: Tensor, context: Tensor, sharpness: float) -> Tensor:
+    """Weight of each context fragment for each query (SCAN, arXiv 1803.08024, section 3.1): [..., Q, K], rows sum to 1.
+
+        a_qk = softmax_k(sharpness * x_qk),   x_qk = LeakyReLU(s_qk) / |LeakyReLU(s_.k)| over the queries
+
+    The released code has this leaky form (slope 0.1) in place of the paper's [s]+.
+
+    dots     float [..., Q, K], s: products of unit vectors
+    context  bool [..., K]: what is no padding. A row without any context weighs its padding evenly, which adds up to zero.
     """
-    exists = queries[..., :, None] & context[..., None, :]
-    s = s.masked_fill(~exists, 0.0)
-    a = F.leaky_relu(s, 0.1)
-    squares = a.square().sum(dim=-2, keepdim=True)
-    a = a / squares.clamp(min=EPS**2).sqrt()  # clamped before the root, whose slope at zero is infinite
-    weights = torch.softmax((sharpness * a).masked_fill(~context[..., None, :], -torch.inf), dim=-1)
-    if focal is not None:
-        weights = refocus(weights, focal, context)
-    dot = (weights * s).sum(dim=-1)
-    square = ((weights @ gram) * weights).sum(dim=-1)
-    return (dot / square.clamp(min=EPS**2).sqrt()).masked_fill(~queries, 0.0)
+    x = F.leaky_relu(dots, 0.1)
+    # clamped before the root, whose slope at 0 is infinite
+    scale = sharpness * x.square().sum(dim=-2, keepdim=True).clamp(min=EPS * EPS).rsqrt()
+    return (x * scale).masked_fill(~context[..., None, :], torch.finfo(x.dtype).min).softmax(dim=-1)
 
 
-def refocus(weights: Tensor, focal: str, context: Tensor) -> Tensor:
-    """BFAN: drop the context a query has less attention for than the others vote it should have, then renormalise.
+def focus(weights: Tensor, context: Tensor, focal: str) -> Tensor:
+    """Weights with zeros where the fragment is irrelevant to the query (BFAN, arXiv 1909.11416, section 3.2): [..., Q, K].
 
-    Fragment k stays where sum_l g_l (x_k - x_l) > 0, x = weights [..., Q, K]; g = 1 (equal) or sqrt(x) (prob).
-    Where nothing stays (all weights are equal), the weights stay as they are.
+        F_k = sum_j g_j (a_k - a_j),   g = 1 ("equal") or sqrt(a) ("prob");   kept where F_k > 0
+
+    Not renormalised: the cosine that follows does not depend on the length of the attended vector. No gradient flows
+    through the choice. Where all weights are alike (a single fragment; all words seen from an image of one region) none
+    stands out and all are kept: F is 0 there, and its rounded sign would choose at random.
     """
     with torch.no_grad():
-        confidence = context[..., None, :].expand_as(weights).to(weights.dtype) if focal == "equal" else weights.sqrt()
-        votes = weights * confidence.sum(dim=-1, keepdim=True) - (weights * confidence).sum(dim=-1, keepdim=True)
-        stays = (votes > 0) & context[..., None, :]
-        stays = stays | ~stays.any(dim=-1, keepdim=True)
-    kept = weights * stays
-    return kept / kept.sum(dim=-1, keepdim=True)
+        vote = context[..., None, :].to(weights.dtype)
+        if focal == "prob":
+            vote = vote * weights.sqrt()
+        keep = weights * vote.sum(dim=-1, keepdim=True) > (1 + TIE) * (weights * vote).sum(dim=-1, keepdim=True)
+        keep = keep | ~keep.any(dim=-1, keepdim=True)
+    return weights * keep
 
 
-def pool(cosine: Tensor, queries: Tensor, how: str, sharpness: float = 1.0) -> Tensor:
-    """[..., Q] -> [...]: the mean over the queries that exist, or LogSumExp log(sum exp(sharpness x)) / sharpness."""
-    if how == "avg":
-        return cosine.masked_fill(~queries, 0.0).sum(dim=-1) / queries.sum(dim=-1)
-    return torch.logsumexp((sharpness * cosine).masked_fill(~queries, -torch.inf), dim=-1) / sharpness
+def cosine(dots: Tensor, weights: Tensor, gram: Tensor) -> Tensor:
+    """Cosine of each query with the vector it attends to: [..., Q].
+
+    dots, weights   float [..., Q, K]; the queries are unit vectors
+    gram            float [..., K, K], G of the context
+    """
+    inner = (weights * dots).sum(dim=-1)
+    # einsum folds what `gram` does not have (a dimension of size 1) into the rows of one product, without expanding G
+    square = (torch.einsum("...qk,...kj->...qj", weights, gram) * weights).sum(dim=-1)
+    return inner * square.clamp(min=EPS * EPS).rsqrt()
+
+
+def mean(x: Tensor, real: Tensor) -> Tensor:
+    """Mean over the real fragments: x [..., Q], real bool [..., Q] -> [...]; 0 where there is none."""
+    return torch.where(real, x, 0.0).sum(dim=-1) / real.sum(dim=-1).clamp(min=1)
+
+
+def log_sum_exp(x: Tensor, real: Tensor, sharpness: float) -> Tensor:
+    """log(sum exp(sharpness x)) / sharpness over the real fragments, a soft maximum: x [..., Q], real bool [..., Q] -> [...]."""
+    return (sharpness * x).masked_fill(~real, torch.finfo(x.dtype).min).logsumexp(dim=-1) / sharpness

@@ -1,21 +1,31 @@
-"""BFAN, bidirectional focal attention (arXiv 1909.11416)."""
+"""BFAN (arXiv 1909.11416): cross attention in both directions that leaves irrelevant fragments out.
+
+Shapes as in matcher.py.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tagsds.models.matchers.attention import attended_cosine, pool
+from tagsds.models.matchers.attention import attend, cosine, focus, mean
 from tagsds.models.matchers.config import BfanConfig
-from tagsds.models.matchers.scan import FragmentMatcher
+from tagsds.models.matchers.matcher import FragmentMatcher, Side, known_option
 
 
 class BFAN(FragmentMatcher):
-    """Both directions, each over the fragments that matter to the one that attends; the mean cosines are added."""
+    """Mean relevance of the words to the regions they focus on, plus that of the regions to their words: in [-2, 2]."""
 
     config_class = BfanConfig
 
-    def relate(self, s: Tensor, regions: Tensor, words: Tensor, region_gram: Tensor, word_gram: Tensor) -> Tensor:
-        sharpness, focal = self.config.lambda_softmax, self.config.focal
-        of_words = attended_cosine(s.mT, words, regions, region_gram, sharpness, focal)
-        of_regions = attended_cosine(s, regions, words, word_gram, sharpness, focal)
-        return pool(of_words, words, "avg") + pool(of_regions, regions, "avg")
+    def __init__(self, config: BfanConfig) -> None:
+        known_option("focal", config.focal, "equal", "prob")
+        super().__init__(config)
+
+    def relate(self, dots: Tensor, regions: Side, words: Side) -> Tensor:
+        return self.one_way(dots, words, regions) + self.one_way(dots.mT, regions, words)
+
+    def one_way(self, dots: Tensor, query: Side, context: Side) -> Tensor:
+        """dots [..., Q, K] -> [...]."""
+        weights = attend(dots, context.real, self.config.lambda_softmax)
+        weights = focus(weights, context.real, self.config.focal)
+        return mean(cosine(dots, weights, context.gram), query.real)

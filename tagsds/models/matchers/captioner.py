@@ -1,4 +1,7 @@
-"""VSRN's captioning head: what the region states hold must suffice to write the caption (arXiv 1909.02701)."""
+"""VSRN's second task: describe the image from its region states.
+
+Shapes: P captions, N regions of the largest image, L word pieces of the longest caption, E joint width, H caption_hidden.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +9,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagsds.data.ragged import Ragged
+from tagsds.data.ragged import Ragged, positions_of
+from tagsds.models.matchers.attention import at_least_float32
 from tagsds.models.matchers.config import VsrnConfig
+from tagsds.models.matchers.text import WordEmbedding
 
 
 class Captioner(nn.Module):
-    """A GRU that attends to the region states at each word: additive attention v . tanh(W s + U h), input [word; context].
+    """A GRU that attends to the regions at each word (additive attention, arXiv 1409.0473), taught with the true words.
 
-    The published head decodes from a further recurrent encoder of the states; here attention reads the states themselves.
+        e_r = score . tanh(key(state_r) + query(h)),   context = sum_r softmax(e)_r state_r,   h <- GRU([word, context], h)
+
+    h begins at zero; the word after is read from h.
     """
 
     def __init__(self, config: VsrnConfig) -> None:
         super().__init__()
-        hidden, width = config.caption_hidden, config.embed_size
-        self.embedding = nn.Embedding(config.vocab_size, config.word_size)
-        self.start = nn.Linear(width, hidden)
-        self.key, self.query = nn.Linear(width, hidden), nn.Linear(hidden, hidden, bias=False)
-        self.energy = nn.Linear(hidden, 1, bias=False)
-        self.cell = nn.GRUCell(config.word_size + width, hidden)
-        self.word = nn.Linear(hidden, config.vocab_size)
+        width = config.caption_hidden
+        self.word = WordEmbedding(config.vocab_size, config.word_size)
+        self.key = nn.Linear(config.embed_size, width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.score = nn.Linear(width, 1, bias=False)
+        self.cell = nn.GRUCell(config.word_size + config.embed_size, width)
+        self.next_word = nn.Linear(width, config.vocab_size)
 
     def forward(self, states: Ragged, captions: Ragged) -> Tensor:
-        """states Ragged [*, E], captions Ragged int64, row by row: negative log-likelihood of the words behind [CLS] up to [SEP],
-        given those before, summed over a caption and averaged over the captions: float32 []."""
-        memory, words = states.pad(0.0), captions.pad(0)
-        absent = torch.arange(memory.shape[1], device=memory.device) >= states.lengths[:, None]
-        keys, embedded = self.key(memory), self.embedding(words)
-        hidden = torch.tanh(self.start(memory.sum(dim=1) / states.lengths[:, None]))
-        outputs = []
-        for position in range(words.shape[1] - 1):
-            energy = self.energy(torch.tanh(keys + self.query(hidden)[:, None]))[..., 0]
-            attention = torch.softmax(energy.masked_fill(absent, -torch.inf), dim=1)
-            context = (attention[:, None] @ memory)[:, 0]
-            hidden = self.cell(torch.cat([embedded[:, position], context], dim=1), hidden)
-            outputs.append(hidden)
-        steps = captions.lengths - 1
-        written = Ragged.from_padded(torch.stack(outputs, dim=1), steps).values
-        logits = self.word(written)  # at real words only
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        target = Ragged.from_padded(words[:, 1:], steps).values
+        """-log p(caption | image), summed over the word pieces behind [CLS] and averaged over the captions: float32 [].
+
+        states     Ragged float [*, E]: row p holds the region states of the image that caption p describes
+        captions   Ragged int64 [P], [CLS] .. [SEP]
+        """
+        keys = Ragged(self.key(states.values), states.lengths).pad(0)  # [P, N, H], once for all words
+        values = states.pad(0)
+        regions = torch.arange(values.shape[1], device=values.device) < states.lengths[:, None]
+        words = Ragged(self.word(captions.values), captions.lengths).pad(0)  # [P, L, word_size]
+        hidden = words.new_zeros(len(captions), self.query.in_features)
+        steps = []
+        for word in words[:, :-1].unbind(dim=1):
+            scores = at_least_float32(self.score(torch.tanh(keys + self.query(hidden)[:, None])).squeeze(-1))
+            weights = scores.masked_fill(~regions, torch.finfo(scores.dtype).min).softmax(dim=-1)
+            context = (weights.to(values.dtype)[:, None] @ values).squeeze(1)
+            hidden = self.cell(torch.cat([word, context], dim=-1), hidden)
+            steps.append(hidden)
+        # the vocabulary is wide: logits only where a word piece follows, each step's padding dropped first
+        told = Ragged.from_padded(torch.stack(steps, dim=1), captions.lengths - 1).values
+        target = captions.values[positions_of(captions.offsets[:-1] + 1, captions.lengths - 1)]
+        logits = at_least_float32(self.next_word(told))
         return F.cross_entropy(logits, target, reduction="sum") / len(captions)

@@ -1,4 +1,4 @@
-"""The one interface of the matchers: encode images, encode captions, compare.
+"""The one interface of the matchers: encode images, encode captions, compare; and what SCAN and BFAN share behind it.
 
 Shapes: I images, C captions, P pairs, R regions (most of a batch), L words, E joint width.
 """
@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tagsds.data.pairs import Images
 from tagsds.data.ragged import Ragged
+from tagsds.errors import UserError, nearest
+from tagsds.models.matchers.attention import at_least_float32, unit
 from tagsds.models.matchers.config import MatcherConfig
+from tagsds.models.matchers.images import RegionProjection
+from tagsds.models.matchers.text import CaptionEncoder
+
+BLOCK = 1 << 24  # dot products that `compare` holds at a time where no gradient is wanted: 64 MiB in float32
+CPU_BLOCK = 1 << 18  # on a CPU: what stays in its cache
+GROUPS, GRADIENT_GROUPS = 16, 4  # of images of like region counts, compared group by group, so that little is padded
 
 
 @dataclass
@@ -39,8 +48,14 @@ class Encoded:
 class Matcher(PreTrainedModel):
     """`similarity(images, captions)` is what everything else calls; a matcher defines the four functions behind it."""
 
-    config_class = MatcherConfig
+    config_class: type[MatcherConfig] = MatcherConfig
     base_model_prefix = "matcher"
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Each module's own initialisation; torch's where a class here does not say otherwise."""
+        begin = getattr(module, "reset_parameters", None)
+        if callable(begin):
+            begin()
 
     def encode_images(self, images: Images) -> Encoded:
         raise NotImplementedError
@@ -65,18 +80,88 @@ class Matcher(PreTrainedModel):
         return self.similarity(images, captions)
 
 
-def initialise(module: nn.Module) -> None:
-    """As the three papers' code begins: embeddings uniform(-0.1, 0.1), linear layers Xavier-uniform with zero bias, BatchNorm as the
-    identity; recurrent layers keep torch's uniform(-1 / sqrt(E), 1 / sqrt(E))."""
-    if isinstance(module, nn.Embedding):
-        nn.init.uniform_(module.weight, -0.1, 0.1)
-    elif isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm1d):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.GRU | nn.GRUCell):
-        for parameter in module.parameters():
-            nn.init.uniform_(parameter, -module.hidden_size**-0.5, module.hidden_size**-0.5)
+def trimmed(side: Encoded) -> Encoded:
+    """Without the padding that no row of it needs."""
+    return Encoded(side.vectors[:, : int(side.lengths.max()) if len(side) else 0], side.lengths)
+
+
+@dataclass
+class Side:
+    """What the attention needs of one side: `real` bool [..., F], what is no padding; `gram` float [..., F, F], the products
+    of its fragments with one another."""
+
+    real: Tensor
+    gram: Tensor
+
+    @staticmethod
+    def of(encoded: Encoded) -> Side:
+        vectors = at_least_float32(encoded.vectors)
+        real = torch.arange(vectors.shape[1], device=vectors.device) < encoded.lengths[:, None]
+        return Side(real, vectors @ vectors.mT)
+
+    def unsqueeze(self, dim: int) -> Side:
+        """A dimension of size 1 among the leading ones."""
+        return Side(self.real.unsqueeze(dim), self.gram.unsqueeze(dim))
+
+
+class FragmentMatcher(Matcher):
+    """Regions are projected, words are the mean of a GRU's two directions, and `relate` compares the two sets of fragments."""
+
+    def __init__(self, config: MatcherConfig) -> None:
+        super().__init__(config)
+        self.project = RegionProjection(config)
+        self.text = CaptionEncoder(config, bidirectional=True)
+        self.post_init()
+
+    def encode_images(self, images: Images) -> Encoded:
+        regions = self.project(images)
+        return Encoded(Ragged(unit(regions.values), regions.lengths).pad(0), regions.lengths)
+
+    def encode_captions(self, captions: Ragged) -> Encoded:
+        return Encoded(unit(self.text(captions)[0]), captions.lengths)
+
+    def relate(self, dots: Tensor, regions: Side, words: Side) -> Tensor:
+        """Similarity [...] from the products of words and regions, dots [..., L, R]."""
+        raise NotImplementedError
+
+    def compare(self, images: Encoded, captions: Encoded) -> Tensor:
+        gradient = torch.is_grad_enabled() and (images.vectors.requires_grad or captions.vectors.requires_grad)
+        compare = self.compare_block if gradient else self.compare_in_blocks
+        order = images.lengths.argsort(stable=True)
+        with full_precision(images.vectors):
+            groups = order.chunk(GRADIENT_GROUPS if gradient else GROUPS)
+            return torch.cat([compare(trimmed(images.select(rows)), captions) for rows in groups])[order.argsort()]
+
+    def compare_in_blocks(self, images: Encoded, captions: Encoded) -> Tensor:
+        """`compare`, some captions of like length at a time, so that a block is small and as narrow as its longest."""
+        most = BLOCK if images.vectors.is_cuda else CPU_BLOCK
+        lengths, order = captions.lengths.cpu().sort(stable=True)
+        out = images.vectors.new_empty(len(images), len(captions), dtype=at_least_float32(images.vectors[:0]).dtype)
+        stop = len(captions)
+        while stop > 0:
+            width = int(lengths[stop - 1])
+            start = max(stop - max(most // max(images.vectors.shape[:2].numel() * width, 1), 1), 0)
+            rows = order[start:stop].to(out.device)
+            out[:, rows] = self.compare_block(images, Encoded(captions.vectors[rows, :width], captions.lengths[rows]))
+            stop = start
+        return out
+
+    def compare_block(self, images: Encoded, captions: Encoded) -> Tensor:
+        """`compare` at once, all pairs in memory."""
+        dots = torch.einsum("ire,cle->iclr", at_least_float32(images.vectors), at_least_float32(captions.vectors))
+        return self.relate(dots, Side.of(images).unsqueeze(1), Side.of(captions).unsqueeze(0))
+
+    def compare_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
+        with full_precision(images.vectors):
+            dots = at_least_float32(captions.vectors) @ at_least_float32(images.vectors).mT
+            return self.relate(dots, Side.of(images), Side.of(captions))
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Autocast off: similarities are float32 (float64 in a float64 model), since rounded ones tie."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def known_option(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise UserError(f"{name} of the matcher is '{value}': {nearest(value, known)}")

@@ -1,97 +1,77 @@
-"""VSRN, visual semantic reasoning (arXiv 1909.02701): one vector an image, one a caption.
+"""VSRN (arXiv 1909.02701): one vector an image and one a caption, from reasoning over regions.
 
-Shapes: I images with R regions in all, E joint width.
+Shapes as in matcher.py.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tagsds.data.pairs import Images
 from tagsds.data.ragged import Ragged
+from tagsds.errors import UserError
+from tagsds.models.matchers.attention import at_least_float32, unit
 from tagsds.models.matchers.captioner import Captioner
 from tagsds.models.matchers.config import VsrnConfig
-from tagsds.models.matchers.matcher import Encoded, Matcher, initialise
-from tagsds.models.matchers.text import TextEncoder, last_state, packed_rows, unit
-
-
-class RowNorm(nn.BatchNorm1d):
-    """BatchNorm over real rows only; a batch of one row, which has no variance, takes the running statistics."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) < 2:
-            mean, var = self.running_mean, self.running_var
-            return nn.functional.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(input)
-
-
-class GraphLayer(nn.Module):
-    """v_i + BN(W sum_j a_ij g(v_j)), a_ij = theta(v_i) phi(v_j) / N within an image of N regions. BN begins at zero, so that the
-    layer begins as the identity."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.theta, self.phi, self.g, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.norm = RowNorm(width)
-
-    def forward(self, v: Tensor, lengths: Tensor) -> Tensor:
-        """[R, E], lengths int64 [I] -> [R, E]."""
-        theta, phi, g = (Ragged(part(v), lengths).pad(0.0) for part in (self.theta, self.phi, self.g))
-        affinity = theta @ phi.mT / lengths[:, None, None]
-        mixed = Ragged.from_padded(affinity @ g, lengths).values
-        return v + self.norm(self.out(mixed))
+from tagsds.models.matchers.images import RegionGraph, RegionProjection, RowNorm
+from tagsds.models.matchers.matcher import Encoded, Matcher, full_precision
+from tagsds.models.matchers.text import CaptionEncoder, run_gru
 
 
 class VSRN(Matcher):
-    """`similarity` is the cosine of `embed`'s vectors."""
+    """Projection, graph convolutions, GRU over the regions in the detector's order; a GRU over the words; cosine."""
 
     config_class = VsrnConfig
 
     def __init__(self, config: VsrnConfig) -> None:
         super().__init__(config)
         width = config.embed_size
-        self.image = nn.Linear(config.region_dim, width)
-        self.graph = nn.ModuleList(GraphLayer(width) for _ in range(config.graph_layers))
-        self.image_rnn = nn.GRU(width, width, batch_first=True)
+        self.project = RegionProjection(config)
+        self.graph = nn.ModuleList(RegionGraph(width) for _ in range(config.graph_layers))
+        self.region_gru = nn.GRU(width, width, batch_first=True)
         self.image_norm = RowNorm(width) if config.image_norm else None
-        self.text = TextEncoder(config, bidirectional=False)
+        self.text = CaptionEncoder(config, bidirectional=False)
         self.captioner = Captioner(config) if config.caption_hidden else None
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        initialise(module)
-        if isinstance(module, GraphLayer):
-            nn.init.zeros_(module.norm.weight)
-            nn.init.zeros_(module.norm.bias)
-
     def encode_images(self, images: Images) -> Encoded:
-        v = self.image(images.regions.values.to(self.image.weight.dtype))
+        """With `states`, the unit region states that enter the GRU."""
+        regions = self.project(images)
         for layer in self.graph:
-            v = layer(v, images.lengths)
-        states = Ragged(unit(v).to(v.dtype), images.lengths)
-        whole = last_state(self.image_rnn, packed_rows(states))
+            regions = layer(regions)
+        states = Ragged(unit(regions.values).to(regions.values.dtype), regions.lengths)
+        last = run_gru(self.region_gru, states)[1].squeeze(0)
         if self.image_norm is not None:
-            whole = self.image_norm(whole)
-        return Encoded(unit(whole)[:, None], torch.ones_like(images.lengths), states)
+            last = self.image_norm(last)
+        return whole(last, states)
 
     def encode_captions(self, captions: Ragged) -> Encoded:
-        return Encoded(unit(self.text.last(captions))[:, None], torch.ones_like(captions.lengths))
-
-    def compare(self, images: Encoded, captions: Encoded) -> Tensor:
-        return images.vectors[:, 0] @ captions.vectors[:, 0].T
-
-    def compare_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
-        return (images.vectors[:, 0] * captions.vectors[:, 0]).sum(dim=-1)
+        return whole(self.text(captions)[1])
 
     def embed(self, images: Images | None = None, captions: Ragged | None = None) -> Tensor:
-        """Unit vectors float32 [N, E] of either side."""
+        """Unit vectors of one side, float32 [N, E], whose products are the similarities: for an index over many."""
         if (images is None) == (captions is None):
             raise ValueError("embed takes images or captions, one of them")
         side = self.encode_images(images) if images is not None else self.encode_captions(captions)  # type: ignore[arg-type]
-        return side.vectors[:, 0]
+        return side.vectors.squeeze(1)
+
+    def compare(self, images: Encoded, captions: Encoded) -> Tensor:
+        with full_precision(images.vectors):
+            return at_least_float32(images.vectors).squeeze(1) @ at_least_float32(captions.vectors).squeeze(1).T
+
+    def compare_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
+        return (at_least_float32(images.vectors) * at_least_float32(captions.vectors)).sum(dim=-1).squeeze(1)
 
     def captioning_loss(self, images: Encoded, captions: Ragged) -> Tensor:
-        """Row p of `captions` decoded from row p of `images.states`: see `Captioner`."""
-        assert self.captioner is not None and images.states is not None
+        """How badly row p of the captions is told from row p of `images.states` (captioner.py): float32 []."""
+        if self.captioner is None:
+            raise UserError("this VSRN has no captioning head: set caption_hidden above 0, or train without the captioning loss.")
+        if images.states is None or len(images.states) != len(captions):
+            raise ValueError("the captioning loss needs the region states of one image a caption")
         return self.captioner(images.states, captions)
+
+
+def whole(vectors: Tensor, states: Ragged | None = None) -> Encoded:
+    """[N, E] -> one fragment a row."""
+    vectors = unit(vectors)[:, None]
+    return Encoded(vectors, vectors.new_ones(len(vectors)).long(), states)
