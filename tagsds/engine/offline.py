@@ -28,9 +28,9 @@ def uses_candidates(config: RunConfig) -> bool:
 
 
 class OfflineSource:
-    """`at(step)` -> candidates. With `offline.remine_every` = N, the candidates of steps kN .. kN + N - 1 (k > 0) are found with the
-    weights after kN steps: a matcher searches the whole training set anew, the encoder re-orders the first `offline.pool` of each
-    row. They are kept in the run's folder as long as a checkpoint may need them, so that a resumed run draws the same."""
+    """`at(step)` -> candidates. With `offline.remine_every` = N, the candidates of steps kN .. kN + N - 1 (k > 0) are found with
+    the weights after kN steps: a matcher searches the whole training set anew, the encoder re-orders the first `offline.pool` of
+    each row. They are kept in the run's folder as long as a checkpoint may need them, so that a resumed run draws the same."""
 
     def __init__(
         self, config: RunConfig, manifest: Manifest, source: BankSource, model: Matcher | UniterModel, scorer: Scorer,

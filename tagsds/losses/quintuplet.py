@@ -104,7 +104,7 @@ def hardest_in_batch(scores: Tensor, image_of_row: Tensor, image_of_column: Tens
 
 def all_in_batch(scores: Tensor, image_of_row: Tensor, image_of_column: Tensor, margin: float) -> dict[str, Tensor]:
     """The online terms with the mean over all negatives of the batch in place of the hardest, for the first steps: from scratch the
-    hardest alone can hold every score at one value, where the hinge stays at the margin (VSE-infinity warms up so, arXiv 2011.04305).
+    hardest alone can hold every score at one value, the hinge at the margin (VSE-infinity warms up so, arXiv 2011.04305).
 
     Arguments as in `hardest_in_batch`. {"online_caption", "online_image"}, each summed over the batch.
     """

@@ -83,11 +83,16 @@ def test_blocks_of_captions_change_nothing(name, options, monkeypatch):
         relate = model.relate
         monkeypatch.setattr(model, "relate", lambda *args: calls.append(args[0].shape) or relate(*args))
     # I R = 4 x 5: room for one caption of 7 words, or several short ones
-    monkeypatch.setattr(matcher, "BLOCK", 4 * 5 * 7)
+    monkeypatch.setattr(matcher, "CPU_BLOCK", 4 * 5 * 7)
+    monkeypatch.setattr(matcher, "GROUPS", 1)
     with torch.no_grad():
         torch.testing.assert_close(model.similarity(images, captions), whole.detach(), atol=1e-12, rtol=0)
         assert not calls or calls == [(4, 1, 7, 5), (4, 1, 5, 5), (4, 1, 4, 5), (4, 2, 3, 5)]
-        monkeypatch.setattr(matcher, "BLOCK", 1)  # one caption does not fit, and is compared all the same
+        calls.clear()
+        monkeypatch.setattr(matcher, "GROUPS", 4)  # every image of its own width
+        torch.testing.assert_close(model.similarity(images, captions), whole.detach(), atol=1e-12, rtol=0)
+        assert not calls or sorted({shape[3] for shape in calls}) == sorted(set(images.lengths.tolist()))
+        monkeypatch.setattr(matcher, "CPU_BLOCK", 1)  # one caption does not fit, and is compared all the same
         torch.testing.assert_close(model.similarity(images, captions), whole.detach(), atol=1e-12, rtol=0)
 
 

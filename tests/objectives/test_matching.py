@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,9 +11,9 @@ from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
 from tagsds.losses.quintuplet import KINDS
 from tagsds.models.matchers import MATCHERS
-from tagsds.negatives.offline import Candidates
 from tagsds.objectives import MatchingObjective
 from tagsds.retrieval.scorer import Scorer
+from tests.candidates import candidates_of
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +24,7 @@ def corpus(world):
 
 @pytest.fixture(scope="module")
 def candidates(corpus):
-    """Any 10 captions of other images for each image, any 5 other images for each caption."""
-    bank = corpus[0]
-    rng = np.random.default_rng(0)
-    owner = bank.image_of_caption.numpy()
-    captions = np.stack([rng.permutation(np.flatnonzero(owner != image))[:10] for image in range(bank.num_images)])
-    images = np.stack([rng.permutation(np.delete(np.arange(bank.num_images), own))[:5] for own in owner])
-    return Candidates(captions.astype(np.int32), images.astype(np.int32), {})
+    return candidates_of(corpus[0], 10, 5)
 
 
 def objective_of(corpus, kind: str, loss: str, *overrides: str) -> MatchingObjective:
@@ -40,7 +33,15 @@ def objective_of(corpus, kind: str, loss: str, *overrides: str) -> MatchingObjec
     torch.manual_seed(3)
     model = make_model(make_config(vocab_size=manifest.vocab_size, region_dim=manifest.feature_dim, word_size=6, embed_size=8))
     config = load_config(
-        f"coco-boxes-{kind}", [f"matcher.kind={kind}", f"quintuplet.kind={loss}", "offline.first=1", "offline.last=9", *overrides]
+        f"coco-boxes-{kind}",
+        [
+            f"matcher.kind={kind}",
+            f"quintuplet.kind={loss}",
+            "offline.first=1",
+            "offline.last=9",
+            "quintuplet.warmup_steps=0",
+            *overrides,
+        ],
     )
     return MatchingObjective(model.train(), config, vocab, Scorer(model))
 
@@ -106,3 +107,18 @@ def test_the_same_draw_gives_the_same_loss(corpus, candidates):
     objective.candidates = candidates
     losses = [float(objective(corpus[0], torch.tensor([3, 21, 44]), Draw(1, s, 0)).total) for s in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_warm_up_takes_all_negatives_of_the_batch_and_none_offline(corpus):
+    bank, captions = corpus[0], torch.tensor([0, 1, 17, 33])  # 0 and 1 describe the same image
+    objective = objective_of(corpus, "scan", "adaptive", "quintuplet.warmup_steps=5")
+    report = objective(bank, captions, Draw(5, 4, 0))
+    own, m = bank.image_of_caption[captions].tolist(), objective.model
+    expected = 0.0
+    for row, caption in enumerate(captions.tolist()):
+        true = one(m, bank, own[row], caption)
+        others = [b for b in range(4) if own[b] != own[row]]
+        expected += sum(float(torch.relu(0.2 + one(m, bank, own[row], int(captions[b])) - true)) for b in others) / len(others)
+        expected += sum(float(torch.relu(0.2 + one(m, bank, own[b], caption) - true)) for b in others) / len(others)
+    assert set(report.terms) == {"online_caption", "online_image"}
+    assert float(report.total) == pytest.approx(expected, rel=1e-5)
