@@ -30,11 +30,13 @@ setup(
         "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
         "lmdb": ["lmdb", "msgpack", "msgpack-numpy", "lz4"],
         "spacy": ["spacy"],
+        "faiss": ["faiss-cpu"],
         "dev": ["pytest", "ruff==0.17.5", "mypy==2.4.1", "eccv_caption==0.1.0", "types-PyYAML"],
     },
     entry_points={
         "console_scripts": [
             "tagsds-pack=preprocess.pack:main",
+            "tagsds-mine=tagsds.mine:main",
             "tagsds-evaluate=tagsds.evaluate:main",
             "tagsds-report=tagsds.report:main",
         ]

@@ -26,6 +26,11 @@ class World:
         """This rank's part of the items, [N, ...] -> [about N / size, ...]."""
         return items[self.rank :: self.size]
 
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def gather(self, part: Tensor, total: int) -> Tensor | None:
         """Rows of all ranks' shares back in order: part [about total / size, ...] -> [total, ...] on the first rank."""
         if self.size == 1:

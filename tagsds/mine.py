@@ -1,0 +1,269 @@
+"""Offline hard negatives: the most similar captions of each training image and images of each caption, by a trained matcher, exactly
+(AOQ, arXiv 2003.03669; method 6).
+
+    tagsds-mine --checkpoint RUN --data SHARDS [--captions 2000] [--images 400]
+    torchrun --nproc-per-node 8 -m tagsds.mine --checkpoint ...
+
+Vectors are made shard by shard and kept in files; the search reads them block by block. So memory does not grow with the corpus, and a
+killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if not __package__:  # run as a file (`deepspeed tagsds/mine.py`): imports start at the repository
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tagsds.data.bank import Bank
+from tagsds.data.shards import Manifest, load_bank, load_shards, read_manifest
+from tagsds.errors import UserError, command
+from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
+from tagsds.models.matchers import VSRN, Matcher, MatcherConfig
+from tagsds.retrieval.candidates import TABLES, file_sha256, join_tables, save_array, save_json, write_manifest
+from tagsds.retrieval.ranks import World, start_world, stop_world
+from tagsds.retrieval.scorer import without_dropout
+from tagsds.retrieval.search import Live, Store, Stored, choose_backend, search
+
+QUERIES, KEYS = 1024, 16384  # of a block
+
+
+def mine_bank(
+    model: Matcher, bank: Bank, captions_per_image: int, images_per_caption: int, images: Tensor, captions: Tensor,
+    block: tuple[int, int] = (QUERIES, KEYS),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The rows of `images` (int64 [n], ascending) and of `captions` (int64 [m], ascending) with the matcher as it now is: int32
+    [n, Kc] and [m, Ki] on the CPU. What re-mining in training calls; each rank gives its share of the rows."""
+    with torch.no_grad(), without_dropout(model):
+        stores = Live(model, bank, True), Live(model, bank, False)
+        out = []
+        for of_images, rows, k in ((True, images, captions_per_image), (False, captions, images_per_caption)):
+            queries, keys = stores if of_images else stores[::-1]
+            found = [_rows_of(model, bank, of_images, part, keys, k, block[1]) for part in rows.split(block[0])]
+            out.append(torch.cat(found) if found else torch.empty(0, k, dtype=torch.int32))
+    return out[0], out[1]
+
+
+def _rows_of(model: Matcher, bank: Bank, of_images: bool, rows: Tensor, keys: Store, k: int, block_keys: int) -> Tensor:
+    """Search for queries that are not neighbours: a share of the rows."""
+
+    class Queries:
+        owners = rows if of_images else bank.image_of_caption[rows]
+
+        def block(self, start: int, stop: int):
+            if of_images:
+                return model.encode_images(bank.image_table(rows[start:stop]))
+            return model.encode_captions(bank.text_table(rows[start:stop]))
+
+    return torch.from_numpy(search(_compare(model, of_images), Queries(), keys, 0, len(rows), k, block_keys))
+
+
+def _compare(model: Matcher, queries_are_images: bool):
+    if queries_are_images:
+        return model.compare
+    return lambda captions, images: model.compare(images, captions).T
+
+
+class Mining:
+    """One run of the command: what it was asked for, and where its parts lie."""
+
+    def __init__(self, options: argparse.Namespace, world: World, device: torch.device) -> None:
+        self.world, self.device, self.options = world, device, options
+        self.checkpoint, home = find_checkpoint(options.checkpoint)
+        self.manifest: Manifest = read_manifest(options.data)
+        self.shards = self.manifest.shards(options.split)
+        config = read_config(self.checkpoint)
+        if not isinstance(config, MatcherConfig):
+            raise UserError(
+                f"{self.checkpoint} is an encoder, which scores every pair anew; mine with a matcher (recipe vsrn-coco), the encoder "
+                "re-orders its candidates in training (offline.remine_every)."
+            )
+        check_data(config, self.checkpoint, self.manifest)
+        counts = self.manifest.splits[options.split]
+        self.images, self.captions = counts["images"], counts["captions"]
+        self.widths = min(options.captions, self.captions - 1), min(options.images, self.images - 1)
+        if min(self.widths) < 1:
+            raise UserError(f"{options.data}: split '{options.split}' has {self.images} images; mining needs two at least.")
+        if self.widths != (options.captions, options.images):
+            self.say(f"'{options.split}' holds {self.captions} captions of {self.images} images: keeping {self.widths[0]} captions an "
+                     f"image and {self.widths[1]} images a caption")  # fmt: skip
+        self.folder = options.output or Path(options.data) / "candidates" / home.resolve().name
+        self.parts = self.folder / "parts"
+        self.settings = {
+            "checkpoint_sha256": file_sha256(self.checkpoint / "model.safetensors"),
+            "data_sha256": file_sha256(self.manifest.folder / "manifest.json"),
+            "split": options.split,
+            "captions_per_image": self.widths[0],
+            "images_per_caption": self.widths[1],
+        }
+
+    def say(self, text: str) -> None:
+        if self.world.first:
+            tqdm.write(text)
+
+    def finished(self) -> bool:
+        """Whether the folder is whole already; UserError where it is something else's."""
+        whole = self.folder / "candidates.json"
+        begun = self.parts / "settings.json"
+        for path in (whole, begun):
+            if path.is_file():
+                try:
+                    found = json.loads(path.read_text())
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path} is not JSON ({error}); remove {self.folder} or name another --output.") from error
+                for key, value in self._all_settings(path == begun).items():
+                    if found.get(key) != value:
+                        raise UserError(
+                            f"{path} has {key} {found.get(key)} where this run has {value}; name another --output, or remove "
+                            f"{self.folder}."
+                        )
+        return whole.is_file()
+
+    def _all_settings(self, parts: bool) -> dict[str, Any]:
+        return {**self.settings, "block_queries": self.options.block_queries} if parts else self.settings
+
+    def run(self) -> None:
+        if self.finished():
+            self.say(f"{self.folder} holds these candidates already; nothing to do")
+            return
+        self.world.wait()  # all have looked before the first writes
+        if self.world.first:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            save_json(self.parts / "settings.json", self._all_settings(True))
+        self.world.wait()
+        begin = time.perf_counter()
+        model = load_model(self.checkpoint)
+        assert isinstance(model, Matcher)
+        torch.nn.Module.to(model, self.device)
+        stores = self.vectors(model) if isinstance(model, VSRN) else self.live(model)
+        embedded = time.perf_counter()
+        backend = self.search(model, stores, stored=isinstance(model, VSRN))
+        searched = time.perf_counter()
+        if self.world.first:
+            for name, rows, width in zip(TABLES, (self.images, self.captions), self.widths, strict=True):
+                join_tables(self.folder / f"{name}.npy", [self.part(name, a) for a, _ in self.blocks(rows)], rows, width)
+            about = {"checkpoint": str(self.options.checkpoint), "checkpoint_sha256": self.settings["checkpoint_sha256"],
+                     "backend": backend, "seconds": {"vectors": embedded - begin, "search": searched - embedded},
+                     "ranks": self.world.size, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+            write_manifest(self.folder, self.manifest, self.options.split, self.widths, about)
+            shutil.rmtree(self.parts)
+            pairs = self.images * self.captions
+            self.say(
+                f"{self.folder}: {self.widths[0]} captions of each of {self.images} images, {self.widths[1]} images of each of "
+                f"{self.captions} captions; vectors {embedded - begin:.1f} s, search {searched - embedded:.1f} s "
+                f"({2 * pairs / max(searched - embedded, 1e-9):.3g} pairs/s, {backend})"
+            )
+        self.world.wait()
+
+    def blocks(self, rows: int) -> list[tuple[int, int]]:
+        size = self.options.block_queries
+        return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def part(self, name: str, start: int) -> Path:
+        return self.parts / f"{name}-{start:09d}.npy"
+
+    @torch.no_grad()
+    def vectors(self, model: VSRN) -> tuple[Store, Store]:
+        """Unit vectors of every image and caption, shard by shard, in files; and whose caption each is."""
+        numbers = range(self.world.rank, len(self.shards), self.world.size)
+        first_image = np.cumsum([0, *(shard["samples"] for shard in self.shards)])
+        for number in tqdm(numbers, desc="vectors", unit="shard", disable=not self.world.first):
+            names = [self.part(kind, number) for kind in ("image", "caption", "owner")]
+            if all(name.is_file() for name in names):
+                continue
+            bank = load_shards(self.manifest, [self.shards[number]], classes=False).to(self.device)
+            of_images = [model.embed(images=bank.image_table(rows)) for rows in _rows(bank.num_images, bank.device)]
+            of_captions = [model.embed(captions=bank.text_table(rows)) for rows in _rows(bank.num_captions, bank.device)]
+            arrays = torch.cat(of_images), torch.cat(of_captions), bank.image_of_caption + int(first_image[number])
+            for name, array in zip(names, arrays, strict=True):
+                save_array(name, array.cpu().numpy())
+        self.world.wait()
+        shards = range(len(self.shards))
+        owners = np.concatenate([np.load(self.part("owner", n), allow_pickle=False) for n in shards])
+        images = Stored([self.part("image", n) for n in shards], torch.arange(self.images, device=self.device), self.device)
+        owner = torch.from_numpy(owners).to(self.device)
+        return images, Stored([self.part("caption", n) for n in shards], owner, self.device)
+
+    def live(self, model: Matcher) -> tuple[Store, Store]:
+        """SCAN and BFAN have no vector: the corpus stays in memory, and fragments are compared, which is slow."""
+        self.say(f"{type(model).__name__} compares fragments: the whole corpus is kept in memory, and the search takes long")
+        bank, _ = load_bank(self.options.data, self.options.split, progress=self.world.first, classes=False)
+        bank = bank.to(self.device)
+        return Live(model, bank, True), Live(model, bank, False)
+
+    @torch.no_grad()
+    def search(self, model: Matcher, stores: tuple[Store, Store], stored: bool) -> str:
+        """Rows of both tables, a block a file; returns the backend."""
+        sizes = self.options.block_queries, self.options.block_keys
+        backend = "torch"
+        if stored:
+            backend, why = choose_backend(self.options.backend, _compare(model, True), *stores, self.widths[0], sizes)
+            self.say(f"searching with {backend} ({why})")
+        for of_images, name, width in zip((True, False), TABLES, self.widths, strict=True):
+            queries, keys = stores if of_images else stores[::-1]
+            todo = self.world.share(torch.tensor(self.blocks(len(queries.owners)))).tolist()
+            for start, stop in tqdm(todo, desc=name, unit="block", disable=not self.world.first):
+                if not self.part(name, start).is_file():
+                    found = search(_compare(model, of_images), queries, keys, start, stop, width, sizes[1], backend)
+                    save_array(self.part(name, start), found)
+        self.world.wait()
+        return backend
+
+
+def _rows(count: int, device: torch.device, block: int = 512) -> Sequence[Tensor]:
+    return torch.arange(count, device=device).split(block)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tagsds-mine", description="Offline hard negatives by a trained matcher, exactly.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a matcher's training run, or a Hugging Face folder")
+    parser.add_argument("--data", type=Path, required=True, help="folder of packed shards")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--captions", type=int, default=2000, metavar="K", help="kept of each image")
+    parser.add_argument("--images", type=int, default=400, metavar="K", help="kept of each caption")
+    parser.add_argument("--output", type=Path, help="folder of the candidates (otherwise SHARDS/candidates/<name of the run>)")
+    parser.add_argument("--block-queries", type=int, default=QUERIES, metavar="N", help="queries of a block; less memory, same result")
+    parser.add_argument("--block-keys", type=int, default=KEYS, metavar="N")
+    parser.add_argument("--backend", choices=("auto", "torch", "faiss"), default="auto")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    for name in ("captions", "images", "block_queries", "block_keys"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give a whole number of at least 1.")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """tagsds-mine."""
+
+    def body() -> None:
+        options = parse_arguments(arguments)
+        world, device = start_world()
+        try:
+            Mining(options, world, device).run()
+        except UserError:
+            if int(os.environ.get("RANK", 0)):
+                sys.exit(2)  # the first rank says it for all
+            raise
+        finally:
+            stop_world()
+
+    command(body)()
+
+
+if __name__ == "__main__":
+    main()
