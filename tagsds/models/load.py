@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
 from tagsds.data.bank import Bank
@@ -36,13 +36,14 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
 def read_config(folder: Path) -> Any:
     """config.json alone, so that checks need no weights: a UniterConfig or a MatcherConfig."""
     try:
-        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read as a model config; export the run again.") from error
     if not isinstance(config, UniterConfig | MatcherConfig):
-        known = ", ".join(kind.model_type for kind in (UniterConfig, *MatcherConfig.__subclasses__()))
+        kinds: list[type[PretrainedConfig]] = [UniterConfig, *MatcherConfig.__subclasses__()]
         raise UserError(
-            f"{folder / 'config.json'} has model_type '{config.model_type}', not one of {known}; "
+            f"{folder / 'config.json'} has model_type '{config.model_type}', not one of "
+            f"{', '.join(kind.model_type for kind in kinds)}; "
             "give a checkpoint of this program, or convert it first."
         )
     return config
