@@ -1,6 +1,8 @@
 """Recall of a checkpoint, exactly: every image with every caption, in fp32, in one process or several.
 
     tagsds-evaluate --checkpoint RUN --data SHARDS --split test [--pairs SHARDS/edits/test]
+    tagsds-evaluate --checkpoint RUN --ensemble RUN2 ...                              also the average of the two
+    tagsds-evaluate --checkpoint RUN --shortlist MATCHER_RUN --rerank 16 64 ...       also the first K of a matcher only
     torchrun --nproc-per-node 8 -m tagsds.evaluate --checkpoint ...
 """
 
@@ -13,148 +15,31 @@ if not __package__:  # run as a file (`deepspeed tagsds/evaluate.py`): imports s
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tagsds.data.bank import Bank
-from tagsds.data.pairs import Pairs
-from tagsds.data.ragged import Ragged
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import Manifest, load_bank, read_manifest
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError, command
-from tagsds.models import UniterModel
-from tagsds.models.load import (
-    check_captions,
-    check_data,
-    ensure_rank_head,
-    find_checkpoint,
-    load_model,
-    read_config,
-)
-from tagsds.reporting.results import FORMAT, VERSION, provenance, ranking_examples, score_histogram, write_results
-from tagsds.retrieval.metrics import coco_folds, pair_accuracy, recalls
-from tagsds.retrieval.pairs_file import EditPair, EditSet, read_pairs
-from tagsds.retrieval.ranks import World, current_world, start_world, stop_world
-from tagsds.retrieval.scorer import Scorer, score_matrix
+from tagsds.models import UniterConfig, UniterModel
+from tagsds.models.load import check_data, ensure_rank_head, find_checkpoint, load_model, read_config
+from tagsds.reporting.results import provenance, sha256_of, write_results
+from tagsds.retrieval.edits import score_edits
+from tagsds.retrieval.ensemble import member_names
+from tagsds.retrieval.evaluation import evaluate, first_captions, retrieval_results, shared_captions
+from tagsds.retrieval.pairs_file import read_pairs
+from tagsds.retrieval.ranks import World, start_world, stop_world
+from tagsds.retrieval.scorer import Scorer
 from tagsds.retrieval.table import results_table
 
+__all__ = [
+    "Scorer", "evaluate", "first_captions", "main", "read_pairs", "retrieval_results", "score_edits", "shared_captions",
+]  # fmt: skip
+
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # None: the model's own precision
-
-
-def first_captions(bank: Bank, images: int, per_image: int) -> Tensor:
-    """Numbers of the first `per_image` captions (0: all) of the first `images` images, image by image: int64 [C].
-
-    COCO has images with six and seven captions; the published figures use five each.
-    """
-    rows = [bank.captions_of_image[image] for image in range(images)]
-    return torch.cat([row[:per_image] if per_image else row for row in rows])
-
-
-def shared_captions(bank: Bank, captions: Tensor) -> int:
-    """How many of the captions (int64 [C]) another image has word for word: rounding orders those."""
-    owners: dict[str, set[int]] = {}
-    images = bank.image_of_caption[captions].tolist()
-    for caption, image in zip(captions.tolist(), images, strict=True):
-        owners.setdefault(bank.texts[caption], set()).add(image)
-    return sum(len(owners[bank.texts[caption]]) > 1 for caption in captions.tolist())
-
-
-def evaluate(
-    model: UniterModel,
-    bank: Bank,
-    tokenizer: Any = None,
-    *,
-    first: int | None = None,
-    captions_per_image: int = 5,
-    edits: Sequence[EditSet] = (),
-    retrieval: bool = True,
-    with_coco_folds: bool = False,
-    dtype: torch.dtype | None = None,
-    max_tokens: int | None = None,
-    progress: bool = False,
-    world: World | None = None,
-) -> dict[str, Any] | None:
-    """Recalls, accuracies by kind of edit, a sample of rankings, the time taken; None on all ranks but the first.
-
-    model   on the device of the bank; its rank head decides (see `ensure_rank_head` for a pre-training checkpoint)
-    first   only the first N images are ranked against each other; the edits use every image of the bank
-    edits   need the tokenizer; `Scorer` is exact for dtype None
-    """
-    world = world or current_world()
-    scorer = Scorer(model, max_tokens=max_tokens, dtype=dtype)
-    results: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    started, scored = time.perf_counter(), 0
-    if retrieval:
-        count = bank.num_images if first is None else min(first, bank.num_images)
-        captions = first_captions(bank, count, captions_per_image)
-        check_captions(model.config.max_position_embeddings, bank, captions)
-        images = torch.arange(count, device=bank.device)
-        part = score_matrix(scorer, bank, world.share(images), captions, progress=progress and world.first)
-        scores = world.gather(part, count)
-        scored += count * len(captions)
-        results |= {"images": count, "captions": len(captions), "captions_per_image": captions_per_image}
-        if scores is not None:
-            results |= retrieval_results(scores, bank, captions, with_coco_folds)
-    if edits:
-        results["edits"] = {}
-        for kind in edits:
-            true, false = score_edits(scorer, bank, tokenizer, kind.pairs, world, progress)
-            scored += 2 * len(kind.pairs)
-            if true is not None and false is not None:
-                accuracy = pair_accuracy(true, false)
-                results["edits"][kind.kind] = {"accuracy": accuracy, "pairs": len(kind.pairs), "skipped": kind.skipped}
-    seconds = time.perf_counter() - started
-    results |= {"seconds": seconds, "pairs_scored": scored, "pairs_per_second": scored / max(seconds, 1e-9)}
-    return results if world.first else None
-
-
-def retrieval_results(scores: Tensor, bank: Bank, captions: Tensor, with_coco_folds: bool = False) -> dict[str, Any]:
-    """What follows from the score matrix [I, C]: images 0..I-1 of the bank, captions int64 [C]."""
-    image_of_caption = bank.image_of_caption[captions]
-    results: dict[str, Any] = {"recalls": recalls(scores, image_of_caption).as_dict()}
-    results["shared_captions"] = shared_captions(bank, captions)
-    if with_coco_folds:
-        results["coco_1k"] = coco_folds(scores, image_of_caption).as_dict()
-    results["examples"] = ranking_examples(scores, image_of_caption, bank, captions)
-    results["score_histogram"] = score_histogram(scores, image_of_caption)
-    return results
-
-
-def score_edits(
-    scorer: Scorer, bank: Bank, tokenizer: Any, pairs: Sequence[EditPair], world: World, progress: bool = False
-) -> tuple[Tensor | None, Tensor | None]:
-    """Logits of the true and the false captions with their images, two [N]; None on all ranks but the first."""
-    every = [text for pair in pairs for text in (pair.caption, pair.negative)]  # all ranks meet the same mistakes
-    whole = tokenize_texts(tokenizer, every, scorer.model.config.max_position_embeddings)
-    share = world.share(torch.arange(len(pairs)))
-    mine = share.tolist()
-    part = torch.empty(len(mine), 2, device=bank.device)
-    if mine:
-        table = whole.select(torch.stack([2 * share, 2 * share + 1], dim=1).flatten()).to(bank.device)
-        images = torch.tensor([pairs[i].image for i in mine], device=bank.device)
-        rows, image_of_row = torch.unique(images, return_inverse=True)
-        text_of_pair = torch.arange(2 * len(mine), device=bank.device)
-        packed = Pairs(table, bank.image_table(rows), text_of_pair, image_of_row.repeat_interleave(2))
-        part = scorer(packed, progress=progress and world.first).view(-1, 2)
-    both = world.gather(part, len(pairs))
-    return (None, None) if both is None else (both[:, 0], both[:, 1])
-
-
-def tokenize_texts(tokenizer: Any, texts: list[str], positions: int) -> Ragged:
-    """Word pieces with [CLS] and [SEP], int64. UserError for a text longer than the model has positions."""
-    rows = tokenizer(texts)["input_ids"]
-    longest = max(range(len(rows)), key=lambda row: len(rows[row]))
-    if len(rows[longest]) > positions:
-        raise UserError(
-            f"the caption '{texts[longest][:60]}...' of --pairs has {len(rows[longest])} word pieces, the checkpoint's "
-            f"max_position_embeddings is {positions}; shorten it or remove the pair."
-        )
-    return Ragged.from_rows([torch.tensor(row, dtype=torch.int64) for row in rows])
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -168,18 +53,39 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--skip-missing-pairs", action="store_true", help="leave out pairs of images outside the split")
     parser.add_argument("--no-retrieval", action="store_true", help="only score the --pairs")
     parser.add_argument("--coco-folds", action="store_true", help="also COCO 1K: mean of five folds of 1,000 images")
+    parser.add_argument("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="average with these models too")
+    parser.add_argument("--shortlist", type=Path, metavar="RUN", help="a matcher that chooses what is scored (--rerank)")
+    parser.add_argument("--rerank", type=int, nargs="+", default=[], metavar="K", help="score the matcher's first K again")
+    parser.add_argument("--no-exact", action="store_true", help="with --shortlist: leave the exact scoring away")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 is faster and not exact")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a chunk; less memory, same result")
     parser.add_argument("--output", type=Path, help="results file (otherwise RUN/results-SPLIT.json)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
     options = parser.parse_args(arguments)
-    for name, least in (("first", 1), ("captions_per_image", 0), ("max_tokens", 1)):
-        value = getattr(options, name)
+    check_options(options)
+    return options
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """UserError for numbers out of range, and for options that do not go together."""
+    least_of = {"first": 1, "captions_per_image": 0, "max_tokens": 1}
+    numbers = [(name, getattr(options, name), least) for name, least in least_of.items()]
+    for name, value, least in [*numbers, *(("rerank", k, 1) for k in options.rerank)]:
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; give a whole number of at least {least}.")
     if options.no_retrieval and not options.pairs:
         raise UserError("--no-retrieval leaves nothing to do; give --pairs too, or leave it away.")
-    return options
+    if options.rerank and not options.shortlist:
+        raise UserError("--rerank needs a matcher to choose the pairs; give its run with --shortlist.")
+    if options.shortlist and not options.rerank:
+        raise UserError("--shortlist needs to know how many to score again; give --rerank 16 32 64 128, for example.")
+    if options.no_exact and not options.shortlist:
+        raise UserError("--no-exact leaves nothing to rank by; give --shortlist and --rerank too, or leave it away.")
+    for name, given in (("ensemble", options.ensemble), ("coco-folds", options.coco_folds)):
+        if options.no_exact and given:
+            raise UserError(f"--{name} needs the scores of all pairs; leave --no-exact away.")
+    if options.no_retrieval and options.shortlist:
+        raise UserError("--shortlist ranks images and captions; leave --no-retrieval away.")
 
 
 def check_sizes(options: argparse.Namespace, images: int) -> None:
@@ -192,21 +98,53 @@ def check_sizes(options: argparse.Namespace, images: int) -> None:
         )
 
 
+def check_kinds(options: argparse.Namespace, kinds: dict[Path, bool]) -> None:
+    """UserError where encoders and matchers are mixed up; `kinds`: path as given -> is it the pair encoder?"""
+    names = "the pair encoder", "a matcher"
+    for path in options.ensemble:
+        if kinds[path] != kinds[options.checkpoint]:
+            ours, theirs = names if kinds[options.checkpoint] else names[::-1]
+            raise UserError(
+                f"--ensemble {path} is {theirs} and --checkpoint {options.checkpoint} is {ours}, whose scores have no common "
+                "scale; give models of one kind."
+            )
+    if options.shortlist and kinds[options.shortlist]:
+        raise UserError(f"--shortlist {options.shortlist} is {names[0]}; give the run of a matcher (VSRN, SCAN or BFAN).")
+    if options.shortlist and not kinds[options.checkpoint]:
+        raise UserError(f"--checkpoint {options.checkpoint} is {names[1]}; --rerank needs a run of the pair encoder there.")
+
+
+def load_models(options: argparse.Namespace, manifest: Manifest, device: torch.device) -> tuple[dict[Path, Any], dict[Path, str]]:
+    """Every model that the options name, by its path, on the device; and what each scores with: 'rank', 'itm', 'similarity'.
+
+    All configs are checked before the first weight is read, and all weights before the shards.
+    """
+    paths = [options.checkpoint, *options.ensemble, *([options.shortlist] if options.shortlist else [])]
+    folders = {path: find_checkpoint(path)[0] for path in paths}
+    configs = {path: read_config(folder) for path, folder in folders.items()}
+    check_kinds(options, {path: isinstance(config, UniterConfig) for path, config in configs.items()})
+    for path, config in configs.items():
+        check_data(config, folders[path], manifest)
+    models = {path: load_model(folder) for path, folder in folders.items()}
+    heads = {path: ensure_rank_head(model) if isinstance(model, UniterModel) else "similarity" for path, model in models.items()}
+    for model in models.values():
+        torch.nn.Module.to(model, device)  # in place; transformers' own `to` is not typed
+    return models, heads
+
+
 def run(options: argparse.Namespace, world: World, device: torch.device) -> dict[str, Any] | None:
     """Check, load, evaluate, write: the results on the first rank, None on the others."""
     folder, home = find_checkpoint(options.checkpoint)
     manifest = read_manifest(options.data)
     manifest.shards(options.split)  # an unknown split ends it here
     check_sizes(options, manifest.splits[options.split]["images"])
-    check_data(read_config(folder), folder, manifest)
-    model = load_model(folder)
-    head = ensure_rank_head(model)
-    torch.nn.Module.to(model, device)  # in place; transformers' own `to` is not typed
+    name, *others = member_names([find_checkpoint(path)[0] for path in (options.checkpoint, *options.ensemble)])
+    models, heads = load_models(options, manifest, device)
     first = None if options.pairs else options.first  # edits may name any image of the split
     bank, manifest = load_bank(options.data, options.split, first, progress=world.first, classes=False)
     edits = read_pairs(options.pairs, bank.keys, options.skip_missing_pairs)
     results = evaluate(
-        model,
+        models[options.checkpoint],
         bank.to(device),
         load_tokenizer(manifest.folder / "tokenizer"),
         first=options.first,
@@ -214,6 +152,11 @@ def run(options: argparse.Namespace, world: World, device: torch.device) -> dict
         edits=edits,
         retrieval=not options.no_retrieval,
         with_coco_folds=options.coco_folds,
+        name=name,
+        ensemble={other: models[path] for other, path in zip(others, options.ensemble, strict=True)},
+        shortlist=models[options.shortlist] if options.shortlist else None,
+        rerank=options.rerank,
+        exact=not options.no_exact,
         dtype=DTYPES[options.dtype],
         max_tokens=options.max_tokens,
         progress=True,
@@ -221,10 +164,24 @@ def run(options: argparse.Namespace, world: World, device: torch.device) -> dict
     )
     if results is not None:
         results |= {"split": options.split, "first": options.first}
-        settings = {"head": head, "dtype": options.dtype, "ranks": world.size, "pairs": [str(e.file) for e in edits]}
+        settings = {"head": heads[options.checkpoint], "dtype": options.dtype, "ranks": world.size}
+        settings |= {"pairs": [str(e.file) for e in edits]}
+        if options.ensemble:
+            settings["ensemble"] = [source_of(path, heads[path]) for path in options.ensemble]
+        if options.shortlist:
+            settings["shortlist"] = source_of(options.shortlist, heads[options.shortlist])
+            results["shortlist"] = {"checkpoint": settings["shortlist"]["checkpoint"], **results["shortlist"]}
         results["provenance"] = provenance(folder, options.data, **settings)
         write_results(options.output or home / f"results-{options.split}.json", results)
     return results
+
+
+def source_of(path: Path, head: str) -> dict[str, str | None]:
+    """What a further model was: its folder, its weights, what it scores with."""
+    folder = find_checkpoint(path)[0]
+    weights = folder / "model.safetensors"
+    digest = sha256_of(weights) if weights.is_file() else None
+    return {"checkpoint": str(folder.resolve()), "weights_sha256": digest, "head": head}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

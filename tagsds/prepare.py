@@ -17,7 +17,7 @@ from tagsds.draw import seed_of
 from tagsds.engine.build import barrier
 from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
-from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
+from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
 from tagsds.models.matchers import MATCHERS, Matcher
 
 
@@ -64,7 +64,7 @@ def build_encoder(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> U
     sizes = config.model
     if config.init:
         folder, _ = find_checkpoint(Path(config.init))
-        found = read_config(folder)
+        found = read_encoder_config(folder)
         for name in BASE_SIZES:
             wanted, here = getattr(sizes, name), getattr(found, name)
             if wanted is not None and wanted != here:

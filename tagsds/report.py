@@ -114,6 +114,7 @@ def render(runs: Sequence[Run], data: Path | None = None) -> str:
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=sections.run_rows(runs, colours),
         recalls=sections.recall_tables(runs, colours),
+        rerankings=sections.rerankings(runs, colours),
         edits=sections.edits(runs, colours),
         curves=sections.curve_groups(runs, colours),
         distributions=sections.distributions(runs),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "retrieval"))
+import stand_in
 import tiny_corpus as tiny
 
 from tagsds import evaluate, report
@@ -210,6 +211,38 @@ def test_sets_of_another_size_stand_in_another_table(runs, corpus, tmp_path):
     assert sorted((t["images"], len(t["rows"])) for t in tables) == [(4, 1), (8, 2)]
     best = [sum(cell["best"] for cell in row["cells"]) for t in tables if len(t["rows"]) == 2 for row in t["rows"]]
     assert sum(best) >= 9  # one at least in each column
+
+
+def test_an_ensemble_and_a_reranking(corpus, runs, tmp_path):
+    stand_in.write_matcher(tmp_path / "vsrn" / "export")
+    tiny.write_checkpoint(tmp_path / "reranked" / "export")
+    options = ["--ensemble", runs[1], "--shortlist", tmp_path / "vsrn", "--rerank", 2, 5]
+    evaluate.main([*map(str, ["--checkpoint", tmp_path / "reranked", "--data", corpus, *options])])
+    results = json.loads((tmp_path / "reranked" / "results-test.json").read_text())
+    found, colours = read_runs([tmp_path / "reranked"]), {"reranked": 1}
+    single, ensemble = sections.recall_tables(found, colours)
+    assert (single["title"], ensemble["title"]) == ("Split “test”", "Split “test”, ensembles")
+    assert [cell["value"] for cell in single["rows"][0]["cells"]][6] == results["recalls"]["rsum"]
+    assert [cell["value"] for cell in ensemble["rows"][0]["cells"]][6] == results["ensemble"]["recalls"]["rsum"]
+    assert ensemble["rows"][0]["note"] == "average of reranked, tags-dc"
+    (table,) = sections.rerankings(found, colours)
+    assert [row["label"] for row in table["rows"]] == [
+        "the matcher alone", "its first 2, reranked", "its first 5, reranked", "every pair",
+    ]  # fmt: skip
+    assert [row["cost"] and row["cost"][0] for row in table["rows"]] == [
+        None, *(row["pairs_scored"] for row in results["rerank"]), 320,
+    ]  # fmt: skip
+    page = check_page(report.render(read_runs([tmp_path / "reranked"])))
+    for text in ("average of reranked, tags-dc", "its first 5, reranked", "every pair", "in the list, %"):
+        assert text in page.texts["recall"]
+    assert f"{results['rerank'][0]['recalls']['rsum']:.1f}" in page.texts["recall"]
+    results |= {"rerank": results["rerank"][:1]}
+    for key in ("recalls", "exact", "examples", "ensemble", "score_histogram", "shared_captions"):
+        del results[key]
+    (tmp_path / "reranked" / "results-test.json").write_text(json.dumps(results))
+    page = check_page(report.render(read_runs([tmp_path / "reranked"])))
+    assert "its first 2, reranked" in page.texts["recall"] and "every pair" not in page.texts["recall"]
+    assert "there is no results file with recalls" not in page.texts["recall"]
 
 
 def test_runs_of_one_name_are_told_apart(runs, tmp_path):

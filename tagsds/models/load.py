@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
 from tagsds.data.bank import Bank
@@ -15,6 +15,7 @@ from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
+from tagsds.models.matchers.config import MatcherConfig
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
@@ -32,31 +33,45 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
     )
 
 
-def read_config(folder: Path) -> UniterConfig:
-    """config.json alone, so that checks need no weights."""
+def read_config(folder: Path) -> Any:
+    """config.json alone, so that checks need no weights: a UniterConfig or a MatcherConfig."""
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read as a model config; export the run again.") from error
-    if not isinstance(config, UniterConfig):
+    if not isinstance(config, UniterConfig | MatcherConfig):
+        kinds: list[type[PretrainedConfig]] = [UniterConfig, *MatcherConfig.__subclasses__()]
         raise UserError(
-            f"{folder / 'config.json'} has model_type '{config.model_type}', not '{UniterConfig.model_type}'; "
+            f"{folder / 'config.json'} has model_type '{config.model_type}', not one of "
+            f"{', '.join(kind.model_type for kind in kinds)}; "
             "give a checkpoint of this program, or convert it first."
         )
     return config
 
 
-def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> UniterModel:
+def read_encoder_config(folder: Path) -> UniterConfig:
+    """The same where only the pair encoder will do: a matcher is an error."""
+    config = read_config(folder)
+    if not isinstance(config, UniterConfig):
+        raise UserError(
+            f"{folder / 'config.json'} has model_type '{config.model_type}', a matcher, where '{UniterConfig.model_type}' "
+            "is needed; give a checkpoint of the pair encoder."
+        )
+    return config
+
+
+def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> Any:
     """In fp32, every weight from the file: a weight that is missing is an error, never a fresh initialisation.
 
-    `dropout` (of hidden states, of attention weights) replaces the config's. Returned in evaluation mode.
+    The class is the one that AutoModel knows for the config: UniterModel, or a Matcher. `dropout` (of hidden states, of
+    attention weights) replaces the encoder config's. Returned in evaluation mode.
     """
     logging.disable_progress_bar()
     config = read_config(folder)
     if dropout is not None:
         config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout
     try:
-        loaded: Any = UniterModel.from_pretrained(
+        loaded: Any = AutoModel.from_pretrained(
             str(folder), config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise half a dozen kinds for a broken file
@@ -69,12 +84,12 @@ def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> Unit
             f"{folder / 'model.safetensors'} lacks {len(absent)} weights of its config (first: {absent[0]}); "
             "export or convert the checkpoint again."
         )
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()  # off the mapped file, whose tensors may lie unaligned
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # off the mapped file, whose tensors may lie unaligned
     return model.eval()
 
 
-def check_data(config: UniterConfig, folder: Path, manifest: Manifest) -> None:
+def check_data(config: UniterConfig | MatcherConfig, folder: Path, manifest: Manifest) -> None:
     """UserError where the shards' feature width or tokenizer is not the checkpoint's."""
     shards = manifest.folder / "manifest.json"
     if config.region_dim != manifest.feature_dim:
@@ -101,8 +116,18 @@ def check_data(config: UniterConfig, folder: Path, manifest: Manifest) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def check_captions(positions: int, bank: Bank, captions: torch.Tensor) -> None:
-    """UserError for the first of the captions (int64 [C]) that has more word pieces than the model has positions."""
+def positions_of_model(config: Any) -> int | None:
+    """Word pieces that a caption may have; None where the model reads captions of any length (a matcher)."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_captions(positions: int | None, bank: Bank, captions: torch.Tensor) -> None:
+    """UserError for the first of the captions (int64 [C]) that has more word pieces than the model has positions.
+
+    `positions` None: any length will do.
+    """
+    if positions is None:
+        return
     lengths = bank.tokens.lengths[captions]
     if captions.numel() and int(lengths.max()) > positions:
         caption = int(captions[int(lengths.argmax())])

@@ -50,8 +50,10 @@ def ranking_examples(
     return examples
 
 
-def score_histogram(scores: Tensor, image_of_caption: Tensor, bins: int = 60) -> dict[str, Any]:
-    """Counts of the ranking logits of true and of all other pairs over the same `bins` (edges: bins + 1)."""
+def score_histogram(
+    scores: Tensor, image_of_caption: Tensor, bins: int = 60, unit: str = "ranking logit"
+) -> dict[str, Any]:
+    """Counts of the scores (in `unit`) of true and of all other pairs over the same `bins` (edges: bins + 1)."""
     low, high = float(scores.min()), float(scores.max())
     if high <= low:
         low, high = low - 0.5, high + 0.5
@@ -61,7 +63,7 @@ def score_histogram(scores: Tensor, image_of_caption: Tensor, bins: int = 60) ->
     of_all = torch.stack([torch.histc(part.float(), bins, low, high).long() for part in scores.split(256)]).sum(0)
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
     other = (of_all - of_true).tolist()
-    return {"unit": "ranking logit", "edges": edges.tolist(), "true": of_true.tolist(), "other": other}
+    return {"unit": unit, "edges": edges.tolist(), "true": of_true.tolist(), "other": other}
 
 
 def provenance(checkpoint: Path | None, data: Path | None, **settings: Any) -> dict[str, Any]:

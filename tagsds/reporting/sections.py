@@ -79,39 +79,67 @@ def duration(seconds: float) -> str:
 
 
 def recall_tables(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
-    """A table a set of images that was ranked; unequal sets stay apart, because recall falls with their size."""
-    tables: dict[tuple, list[tuple[Run, dict[str, Any]]]] = {}
+    """A table a set of images that was ranked; unequal sets stay apart, because recall falls with their size, and so do
+    single models and ensembles."""
+    tables: dict[tuple, list[tuple[Run, dict[str, Any], dict[str, Any], str]]] = {}
     for run in runs:
         for result in run.results:
-            for key in ("recalls", "coco_1k"):
-                if key in result:
-                    values = result[key]
-                    identity = (result["split"], key, values["images"], values["captions"])
-                    tables.setdefault(identity, []).append((run, result))
+            for key, values, note in recalls_in(result):
+                identity = (result["split"], key, values["images"], values["captions"])
+                tables.setdefault(identity, []).append((run, result, values, note))
     out = []
     for (split, key, images, captions), entries in sorted(tables.items(), key=lambda item: item[0][:2], reverse=True):
         best = {
-            name: (min if name in LOWER_IS_BETTER else max)(result[key][name] for _, result in entries)
-            for name in RECALLS
+            name: (min if name in LOWER_IS_BETTER else max)(values[name] for _, _, values, _ in entries) for name in RECALLS
         }
         rows = [
             {
                 "name": run.name,
                 "colour": colours[run.name],
-                "note": note_of(result),
-                "cells": [
-                    {"value": result[key][name], "best": len(entries) > 1 and result[key][name] == best[name]}
-                    for name in RECALLS
-                ],
+                "note": note,
+                "cells": [{"value": values[name], "best": len(entries) > 1 and values[name] == best[name]} for name in RECALLS],
             }
-            for run, result in entries
+            for run, _, values, note in entries
         ]
-        title = "COCO 1K, mean of five folds" if key == "coco_1k" else f"Split “{split}”"
+        title = "COCO 1K, mean of five folds" if key.endswith("coco_1k") else f"Split “{split}”"
+        title += ", ensembles" if key.startswith("ensemble") else ""
         error = 50 / images**0.5, 50 / captions**0.5
-        shared = max(result.get("shared_captions", 0) for _, result in entries)
+        shared = max(result.get("shared_captions", 0) for _, result, _, _ in entries)
         out.append({"title": title, "images": images, "captions": captions, "rows": rows, "error": error,
                     "shared": shared, "chance": chance(images, captions)})  # fmt: skip
     return out
+
+
+def recalls_in(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str]]:
+    """Every set of recalls of an evaluation: which it is, its figures, what is to be said of it."""
+    ensemble = result.get("ensemble", {})
+    members = f"average of {', '.join(ensemble.get('members', []))}"
+    found = [(key, result[key], note_of(result)) for key in ("recalls", "coco_1k") if key in result]
+    keys = {"recalls": "ensemble", "coco_1k": "ensemble of coco_1k"}
+    return found + [(keys[key], ensemble[key], members) for key in keys if key in ensemble]
+
+
+def rerankings(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
+    """A table an evaluation that reranked a matcher's shortlist: the matcher, every K, exact scoring; and their cost."""
+    tables = []
+    for run in runs:
+        for result in run.results:
+            if "rerank" not in result:
+                continue
+            rows = [{"label": "the matcher alone", "values": result["shortlist"]["recalls"], "cost": None, "inside": None}]
+            for row in result["rerank"]:
+                cost = row["pairs_scored"], duration(row["seconds"]["matcher"] + row["seconds"]["encoder"])
+                rows.append({"label": f"its first {row['k']}, reranked", "values": row["recalls"], "cost": cost,
+                             "inside": row["recall_of_shortlist"]})  # fmt: skip
+            if "recalls" in result:
+                cost = result["exact"]["pairs_scored"], duration(result["exact"]["seconds"])
+                rows.append({"label": "every pair", "values": result["recalls"], "cost": cost, "inside": None})
+            for entry in rows:
+                entry["cells"] = [entry["values"][name] for name in RECALLS[:7]]
+            tables.append({"run": run.name, "colour": colours[run.name], "split": result["split"], "rows": rows,
+                           "images": result["images"], "captions": result["captions"],
+                           "matcher": result["shortlist"].get("checkpoint")})  # fmt: skip
+    return tables
 
 
 def note_of(result: dict[str, Any]) -> str:

@@ -42,6 +42,17 @@ class World:
         dist.gather(padded, parts)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total] if parts else None
 
+    def broadcast(self, numbers: Tensor | None, device: torch.device) -> Tensor:
+        """int64 [N] of the first rank (None on the others), on every rank."""
+        if self.size > 1:
+            count = torch.tensor([len(numbers) if numbers is not None else 0], device=device)
+            dist.broadcast(count, 0)
+            if numbers is None:
+                numbers = torch.empty(int(count), dtype=torch.int64, device=device)
+            dist.broadcast(numbers, 0)
+        assert numbers is not None
+        return numbers
+
 
 def current_world() -> World:
     """The process group that exists already, or one process."""
@@ -57,7 +68,7 @@ def start_world() -> tuple[World, torch.device]:
     if on_gpu:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # The only collective comes after all the scoring, so the slowest rank may be long in coming.
+        # Collectives come after the scoring of a whole split, so the slowest rank may be long in coming.
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=3))
     return current_world(), device
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,20 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+class PairScorer(Protocol):
+    """What evaluation asks of a model, encoder or matcher alike."""
+
+    model: Any
+
+    def __call__(self, pairs: Pairs, progress: bool = False) -> Tensor:
+        """float32 [P]."""
+
+    def matrix(
+        self, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int | None = None
+    ) -> Tensor:
+        """Every image (int64 [I]) with every caption (int64 [C]): float32 [I, C]."""
 
 
 class Scorer:
@@ -85,18 +101,51 @@ class Scorer:
             cuts.append(order[start:])
         return cuts
 
+    def matrix(
+        self, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int | None = None
+    ) -> Tensor:
+        """Every image (int64 [I]) with every caption (int64 [C]), `block_images` at a time (50): float32 [I, C]."""
+        out = torch.empty(len(images), len(captions), device=bank.device)
+        size = block_images or 50
+        texts = bank.text_table(captions)
+        rows = torch.arange(len(captions), device=bank.device)
+        for start in tqdm(range(0, len(images), size), desc="score", unit=f"x{size} images", disable=not progress):
+            block = images[start : start + size]
+            columns = torch.arange(len(block), device=bank.device)
+            pairs = Pairs(texts, bank.image_table(block), rows.repeat(len(block)), columns.repeat_interleave(len(rows)))
+            out[start : start + len(block)] = self(pairs).view(len(block), len(captions))
+        return out
+
 
 def score_matrix(
-    scorer: Scorer, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int = 50
+    scorer: PairScorer, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int | None = None
 ) -> Tensor:
-    """Ranking logits of every image (int64 [I]) with every caption (int64 [C]): float32 [I, C], exact."""
-    out = torch.empty(len(images), len(captions), device=bank.device)
-    blocks = range(0, len(images), block_images)
-    texts = bank.text_table(captions)
-    rows = torch.arange(len(captions), device=bank.device)
-    for start in tqdm(blocks, desc="score", unit=f"x{block_images} images", disable=not progress):
-        block = images[start : start + block_images]
-        columns = torch.arange(len(block), device=bank.device)
-        pairs = Pairs(texts, bank.image_table(block), rows.repeat(len(block)), columns.repeat_interleave(len(rows)))
-        out[start : start + len(block)] = scorer(pairs).view(len(block), len(captions))
-    return out
+    """Scores of every image (int64 [I]) with every caption (int64 [C]): float32 [I, C], exact.
+
+    `block_images` bounds the memory; None leaves it to the scorer.
+    """
+    return scorer.matrix(bank, images, captions, progress, block_images)
+
+
+def score_listed(
+    scorer: PairScorer, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_pairs: int = 1 << 15
+) -> Tensor:
+    """Scores of listed pairs only, image images[p] with caption captions[p] (both int64 [P]): float32 [P].
+
+    Neighbours in the list should share images: each block of pairs embeds its images and captions once.
+    """
+    parts = [torch.empty(0, device=bank.device)]
+    blocks = list(zip(images.split(block_pairs), captions.split(block_pairs))) if len(images) else []
+    for some_images, some_captions in tqdm(blocks, desc="score", unit=f"x{block_pairs} pairs", disable=not progress):
+        image_rows, image_of_pair = torch.unique(some_images, return_inverse=True)
+        text_rows, text_of_pair = torch.unique(some_captions, return_inverse=True)
+        pairs = Pairs(bank.text_table(text_rows), bank.image_table(image_rows), text_of_pair, image_of_pair)
+        parts.append(scorer(pairs))
+    return torch.cat(parts)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, read when the device has done what it was given: differences are times of work, not of its queueing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

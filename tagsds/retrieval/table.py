@@ -46,11 +46,53 @@ def results_table(results: dict) -> str:
     if sets:
         parts.append(recall_table(sets))
     if results.get("edits"):
-        edits = results["edits"].items()
-        rows = [[kind, f"{e['accuracy']:.1f}", str(e["pairs"]), str(e["skipped"])] for kind, e in edits]
-        parts.append(text_table(["true above edited caption", "%", "pairs", "skipped"], rows))
-    speed = f"{results['pairs_scored']} pairs in {results['seconds']:.1f} s ({results['pairs_per_second']:.0f} pairs/s)"
-    return "\n\n".join([*parts, speed])
+        parts.append(edits_table(results["edits"], "true above edited caption"))
+    if "ensemble" in results:
+        parts += ensemble_tables(results["ensemble"])
+    if "rerank" in results:
+        parts += rerank_tables(results)
+    if results["pairs_scored"]:
+        rate = f"{results['pairs_per_second']:.0f} pairs/s"
+        parts.append(f"{results['pairs_scored']} pairs in {results['seconds']:.1f} s ({rate})")
+    return "\n\n".join(parts)
+
+
+def edits_table(edits: dict[str, dict], title: str) -> str:
+    """A row a kind of edit."""
+    rows = [[kind, f"{e['accuracy']:.1f}", str(e["pairs"]), str(e["skipped"])] for kind, e in edits.items()]
+    return text_table([title, "%", "pairs", "skipped"], rows)
+
+
+def ensemble_tables(ensemble: dict) -> list[str]:
+    """The single models, then their average in a table of its own: the two are not to be compared as equals."""
+    title = f"ensemble of {len(ensemble['members'])}"
+    parts = []
+    if "recalls" in ensemble:
+        parts.append(recall_table({f"single: {name}": values for name, values in ensemble["singles"].items()}))
+        together = {title: ensemble["recalls"]}
+        if "coco_1k" in ensemble:
+            together[f"{title}, COCO 1K"] = ensemble["coco_1k"]
+        parts.append(recall_table(together))
+    if ensemble.get("edits"):
+        parts.append(edits_table(ensemble["edits"], f"true above edited caption, {title}"))
+    return parts
+
+
+def rerank_tables(results: dict) -> list[str]:
+    """Recalls of the matcher alone, of each K and of exact scoring; then what each of them costs."""
+    recalls = {"matcher alone": results["shortlist"]["recalls"]}
+    costs = []
+    for row in results["rerank"]:
+        recalls[f"its first {row['k']}, reranked"] = row["recalls"]
+        seconds, inside = row["seconds"], row["recall_of_shortlist"]
+        shares = [f"{inside['text']:.1f}", f"{inside['image']:.1f}"]
+        cells = [str(row["pairs_scored"]), f"{seconds['matcher']:.1f}", f"{seconds['encoder']:.1f}", *shares]
+        costs.append([f"its first {row['k']}, reranked", *cells])
+    if "recalls" in results:
+        recalls["exact"] = results["recalls"]
+        costs.append(["exact", str(results["exact"]["pairs_scored"]), "-", f"{results['exact']['seconds']:.1f}", "-", "-"])
+    header = ["cost", "pairs scored", "matcher, s", "encoder, s", "true caption in list, %", "true image in list, %"]
+    return [recall_table(recalls), text_table(header, costs)]
 
 
 def comparison_table(stages: dict) -> str:
