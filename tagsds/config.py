@@ -245,7 +245,7 @@ def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:
 
 def check(config: RunConfig) -> None:
     """What can be known to be wrong before anything is loaded."""
-    for key, (value, known) in {
+    for key, (name, known) in {
         "objective": (config.objective, ("pretrain", "retrieval", "matching")),
         "negatives.dtype": (config.negatives.dtype, ("model", "bf16")),
         "optimiser.name": (config.optimiser.name, ("adamw", "apex")),
@@ -254,8 +254,8 @@ def check(config: RunConfig) -> None:
         "matcher.pooling": (config.matcher.pooling, ("lse", "avg")),
         "matcher.focal": (config.matcher.focal, ("equal", "prob")),
     }.items():
-        if value not in known:
-            raise UserError(f"{key} '{value}': {nearest(value, known)}")
+        if name not in known:
+            raise UserError(f"{key} '{name}': {nearest(name, known)}")
     positive = {
         "batch.pairs": config.batch.pairs,
         "batch.accumulation": config.batch.accumulation,

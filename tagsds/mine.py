@@ -1,11 +1,11 @@
-"""Offline hard negatives: the most similar captions of each training image and images of each caption, by a trained matcher, exactly
-(AOQ, arXiv 2003.03669; method 6).
+"""Offline hard negatives: the most similar captions of each training image and images of each caption, by a trained matcher,
+exactly (AOQ, arXiv 2003.03669; method 6).
 
     tagsds-mine --checkpoint RUN --data SHARDS [--captions 2000] [--images 400]
     torchrun --nproc-per-node 8 -m tagsds.mine --checkpoint ...
 
-Vectors are made shard by shard and kept in files; the search reads them block by block. So memory does not grow with the corpus, and a
-killed run goes on where it was.
+Vectors are made shard by shard and kept in files; the search reads them block by block. So memory does not grow with the corpus,
+and a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def mine_bank(
         stores = Live(model, bank, True), Live(model, bank, False)
         out = []
         for of_images, rows, k in ((True, images, captions_per_image), (False, captions, images_per_caption)):
-            queries, keys = stores if of_images else stores[::-1]
+            keys = stores[1] if of_images else stores[0]
             found = [_rows_of(model, bank, of_images, part, keys, k, block[1]) for part in rows.split(block[0])]
             out.append(torch.cat(found) if found else torch.empty(0, k, dtype=torch.int32))
     return out[0], out[1]
@@ -89,8 +89,8 @@ class Mining:
         config = read_config(self.checkpoint)
         if not isinstance(config, MatcherConfig):
             raise UserError(
-                f"{self.checkpoint} is an encoder, which scores every pair anew; mine with a matcher (recipe vsrn-coco), the encoder "
-                "re-orders its candidates in training (offline.remine_every)."
+                f"{self.checkpoint} is an encoder, which scores every pair anew; mine with a matcher (recipe vsrn-coco), whose "
+                "candidates the encoder re-orders in training (offline.remine_every)."
             )
         check_data(config, self.checkpoint, self.manifest)
         counts = self.manifest.splits[options.split]
@@ -99,8 +99,8 @@ class Mining:
         if min(self.widths) < 1:
             raise UserError(f"{options.data}: split '{options.split}' has {self.images} images; mining needs two at least.")
         if self.widths != (options.captions, options.images):
-            self.say(f"'{options.split}' holds {self.captions} captions of {self.images} images: keeping {self.widths[0]} captions an "
-                     f"image and {self.widths[1]} images a caption")  # fmt: skip
+            kept = f"{self.widths[0]} captions an image and {self.widths[1]} images a caption"
+            self.say(f"'{options.split}' holds {self.captions} captions of {self.images} images: keeping {kept}")
         self.folder = options.output or Path(options.data) / "candidates" / home.resolve().name
         self.parts = self.folder / "parts"
         self.settings = {
@@ -236,7 +236,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--captions", type=int, default=2000, metavar="K", help="kept of each image")
     parser.add_argument("--images", type=int, default=400, metavar="K", help="kept of each caption")
     parser.add_argument("--output", type=Path, help="folder of the candidates (otherwise SHARDS/candidates/<name of the run>)")
-    parser.add_argument("--block-queries", type=int, default=QUERIES, metavar="N", help="queries of a block; less memory, same result")
+    parser.add_argument("--block-queries", type=int, default=QUERIES, metavar="N", help="of a block; less memory, same result")
     parser.add_argument("--block-keys", type=int, default=KEYS, metavar="N")
     parser.add_argument("--backend", choices=("auto", "torch", "faiss"), default="auto")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

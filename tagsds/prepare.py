@@ -42,14 +42,14 @@ def build_matcher(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> M
         matcher = load_model(folder)
         assert isinstance(matcher, Matcher)
         return matcher
-    of_kind = {
+    of_kind: dict[str, dict[str, Any]] = {
         "vsrn": {"graph_layers": settings.graph_layers, "image_norm": settings.image_norm,
                  "caption_hidden": settings.caption_hidden if settings.caption_weight else 0},
         "scan": {"direction": settings.direction, "pooling": settings.pooling,
                  "lambda_softmax": settings.lambda_softmax, "lambda_lse": settings.lambda_lse},
         "bfan": {"focal": settings.focal, "lambda_softmax": settings.lambda_softmax},
     }  # fmt: skip
-    options = {"embed_size": settings.embed_size, **of_kind[settings.kind]}
+    options: dict[str, Any] = {"embed_size": settings.embed_size, **of_kind[settings.kind]}
     torch.manual_seed(seed_of(config.seed, "weights"))
     return make_model(
         make_config(

@@ -13,6 +13,7 @@ if not __package__:  # run as a script: imports start at the repository
 import argparse
 import os
 import time
+from typing import Any
 
 import torch
 
@@ -84,7 +85,9 @@ def train(args: argparse.Namespace) -> None:
 
     stage = zero_stage(ds)
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
-    scorer = Scorer(model, dtype=mining, lockstep=lockstep_of(stage, world))
+    scorer: Any = None  # a matcher compares, it scores no pairs one by one
+    if isinstance(model, UniterModel):
+        scorer = Scorer(model, dtype=mining, lockstep=lockstep_of(stage, world))
     offline = None
     if uses_candidates(config):
         offline = OfflineSource(config, manifest, source, model, scorer, args.output, world, stage)
@@ -136,6 +139,7 @@ def train(args: argparse.Namespace) -> None:
         if log.panel_every and done % log.panel_every == 0 and config.objective == "retrieval" and objective.writes:
             panel = Draw(config.seed, step, 0)  # the same captions on all ranks only where they share the bank
             first = source.positives(panel, config.batch.pairs, slots)[:2] if source.whole else captions[:2]
+            assert isinstance(model, UniterModel)
             examples = written_examples(model, scorer, bank, first, config, vocab, tokenizer, panel)
             monitor.text("written negatives", as_markdown(examples), done)
         if done in log.export_at and done < steps:  # before the checkpoint: a run resumed from it does not come back here
@@ -150,7 +154,7 @@ def train(args: argparse.Namespace) -> None:
 
     if config.objective == "retrieval" and (start < steps or not (args.output / "examples.json").is_file()):
         negatives: list = []
-        if objective.writes and "dev" in manifest.splits and log.examples:
+        if objective.writes and isinstance(model, UniterModel) and "dev" in manifest.splits and log.examples:
             negatives = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
         if world.is_main:
             found = {"scores": monitor.recent, "negatives": negatives}

@@ -85,7 +85,7 @@ class OfflineSource:
         whole = [ranks.gather(part.to(bank.device), n) for part, n in zip(rows, (bank.num_images, bank.num_captions), strict=True)]
         if whole[0] is not None and whole[1] is not None:
             about = {"checkpoint": f"{folder.parent.parent} after {folder.name}", "checkpoint_sha256": ""}
-            write_candidates(folder, self.manifest, self.split, whole[0].cpu(), whole[1].cpu(), about)
+            write_candidates(folder, self.manifest, self.split, whole[0].cpu().numpy(), whole[1].cpu().numpy(), about)
         barrier()
 
     def forget(self, oldest: int) -> None:

@@ -20,6 +20,8 @@ from tagsds.negatives.offline import Candidates, OfflineDraw, draw_quintuplet
 from tagsds.objectives.report import Report, share
 from tagsds.retrieval.scorer import Scorer
 
+OFFLINE = ("caption_off", "image_off", "both_off", "others_off")  # as `Similarities` names them
+
 
 class MatchingObjective(nn.Module):
     """forward(bank, captions int64 [B], draw) -> Report; the terms are summed over the batch, as published."""
@@ -27,7 +29,8 @@ class MatchingObjective(nn.Module):
     writes = False
 
     def __init__(
-        self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer, candidates: Candidates | None = None
+        self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer | None = None,
+        candidates: Candidates | None = None
     ) -> None:
         super().__init__()
         self.model = model
@@ -57,12 +60,13 @@ class MatchingObjective(nn.Module):
         scores = self.model.compare(images.select(image), texts.select(caption))  # [B, B], an image a row
         caption_on, image_on, on_valid = hardest_in_batch(scores, own, own)
         true = scores.diagonal()
-        off: tuple[Tensor, ...] = ()
+        off: dict[str, Tensor] = {}
         if drawn is not None:
             rows = torch.cat([image, image_off, image_off, other_image])
             columns = torch.cat([caption_off, caption, caption_off, other_caption])
-            off = self.model.compare_pairs(images.select(rows), texts.select(columns)).split(size)
-        similarities = Similarities(true, caption_on, image_on, *off, on_valid=on_valid)
+            parts = self.model.compare_pairs(images.select(rows), texts.select(columns)).split(size)
+            off = dict(zip(OFFLINE, parts, strict=True))
+        similarities = Similarities(true, caption_on, image_on, on_valid=on_valid, **off)
         config = self.loss
         if draw.step < config.warmup_steps:
             terms = all_in_batch(scores, own, own, config.margin_on)

@@ -1,6 +1,6 @@
 """The folder of offline candidates, as `tagsds-mine` and re-mining write it; `negatives.offline.Candidates.read` reads it.
 
-captions_of_image.npy   int32 [I, Kc]   the hardest captions of each image, own ones excluded, hardest first; -1 where a row has fewer
+captions_of_image.npy   int32 [I, Kc]   the hardest captions of each image but its own, hardest first; -1 behind a short row
 images_of_caption.npy   int32 [C, Ki]   the hardest images of each caption likewise
 candidates.json         what they are of, and their checksums; written last, so that a folder with it is whole
 """

@@ -67,7 +67,7 @@ class Live:
 
 @dataclass
 class Best:
-    """The k best keys so far of q queries: scores float32 [q, k], highest first, and their numbers int64, -1 where there are fewer."""
+    """The k best keys so far of q queries: scores float32 [q, k], highest first, and their numbers, -1 for none."""
 
     scores: Tensor
     numbers: Tensor
@@ -94,7 +94,7 @@ class Best:
 def search(
     compare: Compare, queries: Store, keys: Store, start: int, stop: int, k: int, block_keys: int, backend: str = "torch"
 ) -> np.ndarray:
-    """The k keys of highest similarity of queries start..stop-1, those of another owner only: int32 [stop - start, k], highest first.
+    """The k keys of highest similarity of queries start..stop-1, of other owners only: int32 [stop - start, k], highest first.
 
     compare    (queries, keys) -> [q, n]
     backend    torch, or faiss for one-vector sides on a CPU (the same scores; ties may come in another order)

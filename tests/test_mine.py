@@ -1,0 +1,168 @@
+"""tagsds-mine from end to end: what it writes, resumed, on two processes, and what the user is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tagsds import mine as program
+from tagsds.data.shards import load_bank, read_manifest
+from tagsds.models.matchers import MATCHERS
+from tagsds.negatives.offline import Candidates
+from tests.launch import ROOT, free_port
+
+SMALL = ["--captions", "30", "--images", "12", "--block-queries", "50", "--block-keys", "70"]
+
+
+def matcher_of(world: Path, kind: str):
+    manifest = read_manifest(world)
+    make_config, make_model = MATCHERS[kind]
+    torch.manual_seed(4)
+    return make_model(make_config(vocab_size=manifest.vocab_size, region_dim=manifest.feature_dim, word_size=8, embed_size=12)).eval()
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "vsrn"
+    matcher_of(world, "vsrn").save_pretrained(folder / "export")
+    return folder
+
+
+def mine(run: Path, world: Path, output: Path, *arguments: str) -> None:
+    program.main(["--checkpoint", str(run), "--data", str(world), "--output", str(output), *SMALL, *arguments])
+
+
+def tables(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "captions_of_image.npy").read_bytes(), (folder / "images_of_caption.npy").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def mined(run, world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mined") / "candidates"
+    mine(run, world, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(run, world):
+    """The whole matrix, own pairs at minus infinity."""
+    bank, _ = load_bank(world, "train")
+    model = matcher_of(world, "vsrn")
+    every = torch.arange(bank.num_images), torch.arange(bank.num_captions)
+    with torch.no_grad():
+        whole = model.similarity(bank.image_table(every[0]), bank.text_table(every[1]))
+    return whole.masked_fill(every[0][:, None] == bank.image_of_caption[None], -torch.inf), bank
+
+
+def test_candidates_are_the_highest_of_the_whole_matrix(mined, world, scores):
+    whole, bank = scores
+    found = Candidates.read(mined, read_manifest(world), "train")
+    for rows, matrix in ((found.captions_of_image, whole), (found.images_of_caption, whole.T)):
+        best = matrix.topk(rows.shape[1], dim=1).values
+        torch.testing.assert_close(matrix.gather(1, rows.long()), best, rtol=0, atol=1e-6)
+    assert found.captions_of_image.shape == (60, 30) and found.images_of_caption.shape == (bank.num_captions, 12)
+    assert not (mined / "parts").exists()
+    about = json.loads((mined / "candidates.json").read_text())
+    assert about["backend"] in ("torch", "faiss") and about["images"] == 60 and set(about["seconds"]) == {"vectors", "search"}
+
+
+def test_a_second_call_reuses_what_is_there(mined, run, world, capsys):
+    before = (mined / "candidates.json").stat().st_mtime_ns
+    mine(run, world, mined)
+    assert "already; nothing to do" in capsys.readouterr().out
+    assert (mined / "candidates.json").stat().st_mtime_ns == before
+
+
+def test_interrupted_and_resumed_gives_the_same_bytes(mined, run, world, tmp_path, monkeypatch):
+    real, calls = program.search, []
+
+    def pulled(*args, **kwargs):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args[3:5])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(program, "search", pulled)
+    with pytest.raises(KeyboardInterrupt):
+        mine(run, world, tmp_path / "c")
+    assert not (tmp_path / "c" / "candidates.json").exists()
+    done = sorted(path.name for path in (tmp_path / "c" / "parts").glob("*_of_*.npy"))
+    assert len(done) == 3
+    again = []
+    monkeypatch.setattr(program, "search", lambda *args, **kwargs: again.append(args[3:5]) or real(*args, **kwargs))
+    monkeypatch.setattr(program.VSRN, "embed", lambda *args, **kwargs: pytest.fail("vectors are there already"))
+    mine(run, world, tmp_path / "c")
+    blocks = -(-60 // 50) + -(-(len(np.load(mined / "images_of_caption.npy"))) // 50)
+    assert len(again) == blocks - 3
+    assert tables(tmp_path / "c") == tables(mined)
+
+
+def test_two_processes_write_the_same_bytes(mined, run, world, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command += ["-m", "tagsds.mine", "--checkpoint", str(run), "--data", str(world), "--output", str(tmp_path / "c"), *SMALL]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert tables(tmp_path / "c") == tables(mined)
+    assert json.loads((tmp_path / "c" / "candidates.json").read_text())["ranks"] == 2
+
+
+def test_more_than_the_corpus_holds(run, world, tmp_path, capsys):
+    program.main(["--checkpoint", str(run), "--data", str(world), "--output", str(tmp_path / "c")])
+    bank, _ = load_bank(world, "train")
+    assert f"keeping {bank.num_captions - 1} captions an image and 59 images a caption" in capsys.readouterr().out
+    rows = np.load(tmp_path / "c" / "captions_of_image.npy")
+    own = bank.captions_of_image.lengths.numpy()
+    assert ((rows >= 0).sum(1) == bank.num_captions - own).all()
+
+
+@pytest.mark.parametrize("kind", ["vsrn", "scan"])
+def test_rows_of_a_bank_in_memory(kind, world, scores):
+    """What re-mining calls: any rows, any matcher."""
+    _, bank = scores
+    model = matcher_of(world, kind)
+    every = torch.arange(bank.num_images), torch.arange(bank.num_captions)
+    with torch.no_grad():
+        whole = model.similarity(bank.image_table(every[0]), bank.text_table(every[1]))
+    whole = whole.masked_fill(every[0][:, None] == bank.image_of_caption[None], -torch.inf)
+    images, captions = every[0][1::2], every[1][::3]
+    model.train()
+    rows = program.mine_bank(model, bank, 9, 7, images, captions, block=(11, 40))
+    assert model.training
+    for found, matrix in ((rows[0], whole[images]), (rows[1], whole.T[captions])):
+        assert found.dtype == torch.int32
+        best = matrix.topk(found.shape[1], dim=1).values
+        torch.testing.assert_close(matrix.gather(1, found.long()), best, rtol=0, atol=1e-6)
+
+
+def fails(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as ended:
+        program.main([str(argument) for argument in arguments])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and message.count("\n") == 1
+    return message
+
+
+def test_other_settings_in_the_folder(mined, run, world, capsys):
+    message = fails(capsys, "--checkpoint", run, "--data", world, "--output", mined, "--captions", 31, "--images", 12)
+    assert "candidates.json has captions_per_image 30 where this run has 31; name another --output" in message
+
+
+def test_an_encoder_cannot_mine(world, tmp_path, capsys):
+    from tests.small_world import model_of
+
+    model_of(read_manifest(world)).save_pretrained(tmp_path / "run" / "export")
+    assert "mine with a matcher" in fails(capsys, "--checkpoint", tmp_path / "run", "--data", world)
+
+
+def test_numbers_below_one_and_an_unknown_split(run, world, capsys):
+    assert "--captions is 0" in fails(capsys, "--checkpoint", run, "--data", world, "--captions", 0)
+    assert "no split 'trian': did you mean 'train'?" in fails(capsys, "--checkpoint", run, "--data", world, "--split", "trian")
