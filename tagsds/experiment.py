@@ -60,7 +60,7 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
         ]
         return [*(Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS), *between, *aoq]
     if which == "join":
-        drawn, starts = ("offline.replace_random=true",), "pretrain/export"
+        drawn, starts = ("offline.replace_random=true", "negatives.shared=false", "negatives.count=23"), "pretrain/export"
         unscored = (*drawn, "offline.score=false")
         adaptive = ("quintuplet.kind=adaptive",)
         return [

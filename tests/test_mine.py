@@ -25,7 +25,8 @@ def matcher_of(world: Path, kind: str):
     manifest = read_manifest(world)
     make_config, make_model = MATCHERS[kind]
     torch.manual_seed(4)
-    return make_model(make_config(vocab_size=manifest.vocab_size, region_dim=manifest.feature_dim, word_size=8, embed_size=12)).eval()
+    sizes = {"vocab_size": manifest.vocab_size, "region_dim": manifest.feature_dim, "word_size": 8, "embed_size": 12}
+    return make_model(make_config(**sizes)).eval()
 
 
 @pytest.fixture(scope="module")
