@@ -1,4 +1,4 @@
-"""How fast `tagsds-mine` searches, on random unit vectors: pairs per second of both directions, peak memory, and what COCO would take.
+"""How fast `tagsds-mine` searches, on random unit vectors: pairs per second, peak memory, and what COCO would take.
 
     python tests/bench/mining.py [--threads 1] [--sizes 5000x25000 10000x50000] [--width 1024] [--output mining.json]
 
@@ -91,9 +91,12 @@ def main() -> None:
     speed = rows[-1]["pairs_per_s"] * args.width / COCO["width"]  # the products dominate
     hours = 2 * COCO["images"] * COCO["captions"] / speed / 3600
     blocks = (QUERIES + KEYS) * COCO["width"] * 4 + QUERIES * (KEYS + 4 * 2000) * 8
-    coco = {"hours": hours, "blocks_gib": blocks / 2**30, "files_gib": (COCO["images"] + COCO["captions"]) * COCO["width"] * 4 / 2**30}
-    print(f"COCO at width 2048, scaled: search {hours:.1f} h on {args.threads} CPU thread(s), blocks {coco['blocks_gib']:.2f} GiB of "
-          f"memory, vectors {coco['files_gib']:.1f} GiB on disk")  # fmt: skip
+    files = (COCO["images"] + COCO["captions"]) * COCO["width"] * 4
+    coco = {"hours": hours, "blocks_gib": blocks / 2**30, "files_gib": files / 2**30}
+    print(
+        f"COCO at width 2048, scaled: search {hours:.1f} h on {args.threads} CPU thread(s), blocks {coco['blocks_gib']:.2f} GiB "
+        f"of memory, vectors {coco['files_gib']:.1f} GiB on disk"
+    )
     if args.output:
         about = {"threads": args.threads, "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
         args.output.write_text(json.dumps({**about, "rows": rows, "coco": coco}, indent=1))
