@@ -49,16 +49,17 @@ class Stage:
 def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
     """tagsdc    pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second
               part starts from TAGS' intermediate export
-    matchers  VSRN, SCAN and BFAN with the online triplet and with AOQ's adaptive quintuplet; for VSRN the two steps between
+    matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
+              (for SCAN also the two losses between), as long as each other
     join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs)
     """
     if which == "matchers":
-        aoq = [Stage(f"{kind}-aoq", f"{corpus}-{kind}-aoq", candidates="vsrn") for kind in MATCHER_KINDS]
-        between = [
-            Stage(f"vsrn-{kind}", f"{corpus}-vsrn", overrides=(f"quintuplet.kind={kind}",), candidates="vsrn")
-            for kind in ("offline", "quintuplet")
-        ]
-        return [*(Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS), *between, *aoq]
+        first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
+        return [*first, *(
+            Stage(f"{kind}-2-{loss}", f"{corpus}-{kind}-aoq", f"{kind}/export", True, (f"quintuplet.kind={loss}",), "vsrn")
+            for kind in MATCHER_KINDS
+            for loss in (("online", "offline", "quintuplet", "adaptive") if kind == "scan" else ("online", "adaptive"))
+        )]  # fmt: skip
     if which == "join":
         drawn, starts = ("offline.replace_random=true", "negatives.shared=false", "negatives.count=23"), "pretrain/export"
         unscored = (*drawn, "offline.score=false")

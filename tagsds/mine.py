@@ -189,6 +189,9 @@ class Mining:
             of_images = [model.embed(images=bank.image_table(rows)) for rows in _rows(bank.num_images, bank.device)]
             of_captions = [model.embed(captions=bank.text_table(rows)) for rows in _rows(bank.num_captions, bank.device)]
             arrays = torch.cat(of_images), torch.cat(of_captions), bank.image_of_caption + int(first_image[number])
+            if not all(bool(array.isfinite().all()) for array in arrays):
+                shard = self.shards[number]["file"]
+                raise UserError(f"{self.checkpoint} gives NaN or infinity on {shard}; train it again with a lower optimiser.lr.")
             for name, array in zip(names, arrays, strict=True):
                 save_array(name, array.cpu().numpy())
         self.world.wait()

@@ -167,3 +167,12 @@ def test_an_encoder_cannot_mine(world, tmp_path, capsys):
 def test_numbers_below_one_and_an_unknown_split(run, world, capsys):
     assert "--captions is 0" in fails(capsys, "--checkpoint", run, "--data", world, "--captions", 0)
     assert "no split 'trian': did you mean 'train'?" in fails(capsys, "--checkpoint", run, "--data", world, "--split", "trian")
+
+
+def test_a_broken_checkpoint(world, tmp_path, capsys):
+    model = matcher_of(world, "vsrn")
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(torch.nan)
+    model.save_pretrained(tmp_path / "run" / "export")
+    message = fails(capsys, "--checkpoint", tmp_path / "run", "--data", world, "--output", tmp_path / "c")
+    assert "gives NaN or infinity on train-000000.tar" in message
