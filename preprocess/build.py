@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 from preprocess.records import Caption, ImageRecord, PackOptions, Source
 from preprocess.resume import JOURNAL, finished, identify, prepare_folder
-from preprocess.shards import ShardEntry, ShardWriter, atomic, check_record, clip_spans, sha256_of, write_json
+from preprocess.shards import ShardEntry, ShardWriter, check_record, clip_spans
 from preprocess.spans import SpanFinder, resolve
 from preprocess.tokenizer import get_tokenizer
 from tagsds.errors import UserError
+from tagsds.files import atomic, sha256_of, write_json
 
 VERSION = "0.1.0"
 

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 from preprocess.records import PackOptions, Source
-from preprocess.shards import ShardEntry, sha256_of, write_json
+from preprocess.shards import ShardEntry
 from tagsds.errors import UserError
+from tagsds.files import sha256_of, write_json
 
 JOURNAL = ".journal"
 WHOLE_FILE_BYTES = 256 << 20  # input files up to this size are hashed whole, larger ones at both ends

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from preprocess.records import SPAN_KINDS
-from preprocess.shards import sha256_of, span_problem
+from preprocess.shards import span_problem
 from tagsds.errors import UserError
+from tagsds.files import sha256_of
 
 AGAIN = "pack again with --overwrite, or copy the file again"
 NEEDED = ("regions.npy", "boxes.npy", "captions.json")

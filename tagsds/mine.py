@@ -32,9 +32,10 @@ from tqdm import tqdm
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest, load_bank, load_shards, read_manifest
 from tagsds.errors import UserError, command
+from tagsds.files import sha256_of, write_json, write_npy
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import VSRN, Matcher, MatcherConfig
-from tagsds.retrieval.candidates import TABLES, file_sha256, join_tables, save_array, save_json, write_manifest
+from tagsds.retrieval.candidates import TABLES, join_tables, write_manifest
 from tagsds.retrieval.ranks import World, start_world, stop_world
 from tagsds.retrieval.scorer import without_dropout
 from tagsds.retrieval.search import Live, Store, Stored, choose_backend, search
@@ -104,8 +105,8 @@ class Mining:
         self.folder = options.output or Path(options.data) / "candidates" / home.resolve().name
         self.parts = self.folder / "parts"
         self.settings = {
-            "checkpoint_sha256": file_sha256(self.checkpoint / "model.safetensors"),
-            "data_sha256": file_sha256(self.manifest.folder / "manifest.json"),
+            "checkpoint_sha256": sha256_of(self.checkpoint / "model.safetensors"),
+            "data_sha256": sha256_of(self.manifest.folder / "manifest.json"),
             "split": options.split,
             "captions_per_image": self.widths[0],
             "images_per_caption": self.widths[1],
@@ -143,7 +144,7 @@ class Mining:
         self.world.wait()  # all have looked before the first writes
         if self.world.first:
             self.parts.mkdir(parents=True, exist_ok=True)
-            save_json(self.parts / "settings.json", self._all_settings(True))
+            write_json(self.parts / "settings.json", self._all_settings(True))
         self.world.wait()
         begin = time.perf_counter()
         model = load_model(self.checkpoint)
@@ -193,7 +194,7 @@ class Mining:
                 shard = self.shards[number]["file"]
                 raise UserError(f"{self.checkpoint} gives NaN or infinity on {shard}; train it again with a lower optimiser.lr.")
             for name, array in zip(names, arrays, strict=True):
-                save_array(name, array.cpu().numpy())
+                write_npy(name, array.cpu().numpy())
         self.world.wait()
         shards = range(len(self.shards))
         owners = np.concatenate([np.load(self.part("owner", n), allow_pickle=False) for n in shards])
@@ -222,7 +223,7 @@ class Mining:
             for start, stop in tqdm(todo, desc=name, unit="block", disable=not self.world.first):
                 if not self.part(name, start).is_file():
                     found = search(_compare(model, of_images), queries, keys, start, stop, width, sizes[1], backend)
-                    save_array(self.part(name, start), found)
+                    write_npy(self.part(name, start), found)
         self.world.wait()
         return backend
 

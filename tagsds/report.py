@@ -21,6 +21,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tagsds.errors import UserError, command
+from tagsds.files import write_text
 from tagsds.reporting import plots, sections
 from tagsds.reporting.pictures import data_uri, find_pictures
 from tagsds.reporting.runs import Run, data_folder, read_runs
@@ -135,10 +136,7 @@ def write_report(folders: Sequence[Path], output: Path, data: Path | None = None
     if data is not None and not (data / "manifest.json").is_file():
         raise UserError(f"--data {data} holds no manifest.json; give a folder of packed shards.")
     page = render(read_runs(list(folders)), data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, output)
+    write_text(output, page)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

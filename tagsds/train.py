@@ -38,6 +38,7 @@ from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.monitor import Monitor
 from tagsds.engine.offline import OfflineSource, uses_candidates
 from tagsds.errors import UserError
+from tagsds.files import write_json
 from tagsds.models import UniterModel
 from tagsds.models.heads import HEADS, initialise_heads
 from tagsds.negatives.random import check_size
@@ -158,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
             negatives = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
         if world.is_main:
             found = {"scores": monitor.recent, "negatives": negatives}
-            checkpoint.write_json(args.output / "examples.json", found)
+            write_json(args.output / "examples.json", found)
     # last of all: a run with an export is a finished run
     checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
     monitor.close()

@@ -148,7 +148,7 @@ def fails(capsys, *arguments: object) -> str:
         program.main([str(argument) for argument in arguments])
     assert ended.value.code == 2
     message = capsys.readouterr().err
-    assert "Traceback" not in message and message.count("\n") == 1
+    assert "Traceback" not in message and message.count("error: ") == 1
     return message
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError, nearest
+from tagsds.files import sha256_of
 
 
 @dataclass
@@ -62,8 +62,7 @@ def check_shard(folder: Path, shard: dict[str, Any], checksum: bool = True) -> P
     if size != shard["bytes"]:
         raise UserError(f"{path} has {size} bytes where the manifest says {shard['bytes']} (truncated?); copy it again.")
     if checksum:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if found != shard["sha256"]:
             raise UserError(f"{path} has another sha256 ({found[:12]}...) than the manifest says; copy it again.")
     return path

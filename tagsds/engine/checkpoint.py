@@ -7,7 +7,6 @@ step: nothing is replayed.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tagsds.engine.build import World
 from tagsds.errors import UserError
+from tagsds.files import write_json, write_text
 
 
 def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -> int:
@@ -105,14 +105,3 @@ def latest_step(output: Path) -> int:
     latest = output / "checkpoints" / "latest"
     tag = latest.read_text().strip() if latest.is_file() else ""
     return int(tag[4:]) if tag[:4] == "step" and tag[4:].isdigit() else 0
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically: the file is whole or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -6,7 +6,6 @@ Rank = column of a row of candidates, 0 = hardest. An image goes with five capti
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.draw import Draw
 from tagsds.errors import UserError
+from tagsds.files import sha256_of
 from tagsds.negatives.random import Hard, keep_hardest
 from tagsds.retrieval.scorer import Scorer
 
@@ -63,7 +63,7 @@ class Candidates:
             raise UserError(f"{path} is not a manifest of tagsds-mine ({error}); run tagsds-mine again.") from error
         if made_for != split:
             raise UserError(f"{path} is of split '{made_for}' and data.split is '{split}'; run tagsds-mine again for '{split}'.")
-        if made_of != _sha256(data_manifest.folder / "manifest.json"):
+        if made_of != sha256_of(data_manifest.folder / "manifest.json"):
             raise UserError(f"{path} was mined in other shards than {data_manifest.folder}; run tagsds-mine again with these.")
         for name, count in counts.items():
             if count != data_manifest.splits[split][name]:
@@ -78,15 +78,10 @@ class Candidates:
         self.images_of_caption[captions.cpu()] = caption_rows.cpu().to(self.images_of_caption.dtype)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _table(path: Path, shape: tuple[int, int], checksum: str) -> Tensor:
     if not path.is_file():
         raise UserError(f"{path} is named in candidates.json but missing; run tagsds-mine again.")
-    if _sha256(path) != checksum:
+    if sha256_of(path) != checksum:
         raise UserError(f"{path} has another sha256 than candidates.json says; copy it again or run tagsds-mine again.")
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: the file itself never changes

@@ -5,9 +5,7 @@ Shapes: I = images, C = captions.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from torch import Tensor
 import tagsds
 from tagsds.data.bank import Bank
 from tagsds.errors import UserError
+from tagsds.files import sha256_of, write_text
 
 FORMAT, VERSION = "tagsds-results", 1
 
@@ -97,21 +96,9 @@ def commit() -> str | None:
         return None
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Atomic: the file is either the old one or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

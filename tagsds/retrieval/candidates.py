@@ -7,8 +7,6 @@ candidates.json         what they are of, and their checksums; written last, so 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,28 +15,10 @@ from typing import Any
 import numpy as np
 
 from tagsds.data.shards import Manifest
+from tagsds.files import sha256_of, write_json, write_npy
 from tagsds.negatives.offline import FORMAT, VERSION
 
 TABLES = ("captions_of_image", "images_of_caption")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Atomically: the file is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
-
-
-def save_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
 
 
 def join_tables(path: Path, parts: Iterable[Path], rows: int, width: int) -> None:
@@ -68,10 +48,10 @@ def write_manifest(folder: Path, data: Manifest, split: str, widths: tuple[int, 
         "captions_per_image": widths[0],
         "images_per_caption": widths[1],
         **about,
-        "data_sha256": file_sha256(data.folder / "manifest.json"),
-        "sha256": {f"{name}.npy": file_sha256(folder / f"{name}.npy") for name in TABLES},
+        "data_sha256": sha256_of(data.folder / "manifest.json"),
+        "sha256": {f"{name}.npy": sha256_of(folder / f"{name}.npy") for name in TABLES},
     }
-    save_json(folder / "candidates.json", manifest)
+    write_json(folder / "candidates.json", manifest)
     return manifest
 
 
@@ -81,5 +61,5 @@ def write_candidates(
     """A whole folder from tables in memory."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in zip(TABLES, (captions_of_image, images_of_caption), strict=True):
-        save_array(folder / f"{name}.npy", np.ascontiguousarray(table, dtype=np.int32))
+        write_npy(folder / f"{name}.npy", np.ascontiguousarray(table, dtype=np.int32))
     write_manifest(folder, data, split, (captions_of_image.shape[1], images_of_caption.shape[1]), about)

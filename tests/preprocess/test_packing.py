@@ -20,9 +20,10 @@ import webdataset
 from transformers import AutoTokenizer
 
 from preprocess import build, pack
-from preprocess.shards import ShardWriter, sha256_of
+from preprocess.shards import ShardWriter
 from preprocess.verify import verify_corpus
 from tagsds.errors import UserError
+from tagsds.files import sha256_of
 
 SMALL = ["--train", "13", "--dev", "4", "--test", "6", "--shard-size", "5"]
 
