@@ -12,7 +12,7 @@ from typing import Any
 from preprocess.records import Caption
 from tagsds.errors import UserError
 
-COCO_STEM = re.compile(r"^(?:COCO_[a-z]+\d{4}_)?(\d{12})$")
+COCO_STEM = re.compile(r"^(?:(?:COCO|coco)_[a-z]+\d{4}_)?(\d{12})$")  # UNITER writes the prefix small
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 
@@ -136,6 +136,13 @@ class IndexedSource:
     """A source whose splits and captions come from an index, without edited captions of its own."""
 
     index: CaptionIndex
+    has_boxes: bool = True
+    imported_ids: bool = False
+
+    @property
+    def facts(self) -> dict:
+        """Nothing beyond the files' checksums."""
+        return {}
 
     def splits(self) -> dict[str, list[str]]:
         """Keys in the order of the split file."""
