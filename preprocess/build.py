@@ -67,7 +67,7 @@ class Packer:
     def finish(self, caption: Caption, record: ImageRecord, entry: ShardEntry) -> Caption | None:
         """Clean the white space, find the spans, hold the limit of word pieces; None where the caption is dropped."""
         where = f"{record.captions_origin or record.origin}: caption {caption.id} of image {record.key}"
-        words = None if caption.ids is None else self.tokenizer.convert_ids_to_tokens(list(caption.ids))
+        words = None if caption.ids is None else [str(self.tokenizer.convert_ids_to_tokens(i)) for i in caption.ids]
         if words is not None and caption.spans is None:
             caption = replace(caption, spans=piece_spans(words, self.spans))
         elif caption.spans is None:

@@ -74,7 +74,11 @@ class Source(Protocol):
     files: list[Path]  # inputs; their checksums are part of the corpus's identity
     has_boxes: bool
     imported_ids: bool  # captions come as word-piece ids
-    facts: dict  # what the inputs say of themselves, for the manifest
+
+    @property
+    def facts(self) -> dict:
+        """What the inputs say of themselves, for the manifest."""
+        ...
 
     def splits(self) -> dict[str, list[str]]:
         """Image keys of every split, in the order they are written."""

@@ -163,3 +163,14 @@ def span_problem(text: str, spans: list[dict] | tuple[Span, ...]) -> str | None:
             if text[a:b] != text[a:b].strip():
                 return f"a span at {a}..{b} begins or ends with a space"
     return None
+
+
+def piece_problem(ids: list[int], spans: list[dict], vocab_size: int) -> str | None:
+    """What is wrong with imported word pieces and the spans over them, None if nothing."""
+    if not ids or not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        return f"its ids are not pieces of the vocabulary of {vocab_size}"
+    for span in spans:
+        pieces = span.get("pieces") or [-1]
+        if sorted(set(pieces)) != pieces or pieces[0] < 0 or pieces[-1] >= len(ids):
+            return f"a span names pieces {span.get('pieces')} of {len(ids)}"
+    return None

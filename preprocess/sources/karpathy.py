@@ -12,7 +12,7 @@ from typing import Any
 from preprocess.records import Caption
 from tagsds.errors import UserError
 
-COCO_STEM = re.compile(r"^(?:(?:COCO|coco)_[a-z]+\d{4}_)?(\d{12})$")  # UNITER writes the prefix small
+COCO_STEM = re.compile(r"^(?:COCO_[a-z]+\d{4}_)?(\d{12})$")
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 

@@ -26,7 +26,7 @@ SMALLEST_FILE = 2 * 4096  # bytes: the two header pages
 PICKLE_PROTOCOLS = (2, 3, 4, 5)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A value that is damaged or could run code; the caller names file and key."""
 
 
@@ -35,7 +35,8 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"reading UNITER's LMDB needs the package {module}; run pip install 'tagsds[lmdb]'.") from error
+        package = module.split(".")[0]
+        raise UserError(f"reading UNITER's LMDB needs the package {package}; run pip install 'tagsds[lmdb]'.") from error
 
 
 class Database:
@@ -104,7 +105,7 @@ def decode_text(value: bytes) -> dict[str, Any]:
     try:
         plain = frame.decompress(value)
     except RuntimeError as error:
-        raise Refused(f"is no whole lz4 frame ({error})") from error
+        raise RefusedError(f"is no whole lz4 frame ({error})") from error
     return _map(_unpack(plain))
 
 
@@ -116,13 +117,13 @@ def decode_arrays(value: bytes, names: tuple[str, ...]) -> dict[str, NDArray]:
     found = _map(_unpack(value))
     for name in names:
         if name in found and not isinstance(found[name], np.ndarray):
-            raise Refused(f"holds no array under '{name}'")
+            raise RefusedError(f"holds no array under '{name}'")
     return {name: found[name] for name in names if name in found}
 
 
 def _refuse_pickle(value: bytes) -> None:
     if len(value) > 2 and value[0] == 0x80 and value[1] in PICKLE_PROTOCOLS:
-        raise Refused("is a pickle, which could run code and is not read")
+        raise RefusedError("is a pickle, which could run code and is not read")
 
 
 def _from_npz(value: bytes, names: tuple[str, ...]) -> dict[str, NDArray]:
@@ -132,8 +133,8 @@ def _from_npz(value: bytes, names: tuple[str, ...]) -> dict[str, NDArray]:
             return {name: archive[name] for name in names if name in archive.files}
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
-            raise Refused("holds a pickled array, which could run code and is not read") from error
-        raise Refused(f"is no whole npz ({error})") from error
+            raise RefusedError("holds a pickled array, which could run code and is not read") from error
+        raise RefusedError(f"is no whole npz ({error})") from error
 
 
 def _unpack(plain: bytes) -> Any:
@@ -141,12 +142,12 @@ def _unpack(plain: bytes) -> Any:
     try:
         return msgpack.unpackb(plain, object_hook=_as_array, raw=False)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise Refused(f"is no msgpack that can be read ({str(error) or type(error).__name__})") from error
+        raise RefusedError(f"is no msgpack that can be read ({str(error) or type(error).__name__})") from error
 
 
 def _map(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise Refused("holds no map of names to values")
+        raise RefusedError("holds no map of names to values")
     return {key.decode("ascii", "replace") if isinstance(key, bytes) else str(key): entry for key, entry in found.items()}
 
 
@@ -157,15 +158,15 @@ def _as_array(entry: dict) -> Any:
         return entry
     kind, dtype, data = fields.get("kind", b""), fields.get("type"), fields["data"]
     if kind in (b"O", "O") or "O" in str(dtype):
-        raise Refused("holds a pickled array, which could run code and is not read")
+        raise RefusedError("holds a pickled array, which could run code and is not read")
     dtype = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype
     if not isinstance(dtype, str) or not PLAIN_DTYPE.match(dtype) or not isinstance(data, bytes):
-        raise Refused(f"holds an array of type {dtype!r}, which is no plain number")
+        raise RefusedError(f"holds an array of type {dtype!r}, which is no plain number")
     shape = tuple(fields.get("shape", ())) if fields["nd"] is True else ()
     try:
         flat = np.frombuffer(data, dtype=np.dtype(dtype))
     except (ValueError, TypeError) as error:
-        raise Refused(f"holds a damaged array ({error})") from error
+        raise RefusedError(f"holds a damaged array ({error})") from error
     if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) != len(flat):
-        raise Refused(f"holds an array of {len(flat)} numbers that says it has shape {list(shape)}")
+        raise RefusedError(f"holds an array of {len(flat)} numbers that says it has shape {list(shape)}")
     return flat.reshape(shape)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.sources.karpathy import read_json
-from preprocess.sources.lmdb_reader import Refused, database, decode_arrays
+from preprocess.sources.lmdb_reader import RefusedError, database, decode_arrays
 from tagsds.errors import UserError
 
 THRESHOLD, FEWEST, MOST = 0.2, 10, 100  # regions above it count, but at least and at most so many
@@ -98,7 +98,7 @@ def read_image(images: ImageDatabase, name: str, soft_labels: bool) -> dict[str,
     wanted = ("features", "norm_bb", "conf", *(("soft_labels",) if soft_labels else ()))
     try:
         arrays = decode_arrays(value, wanted)
-    except Refused as error:
+    except RefusedError as error:
         raise UserError(f"{where} {error}; copy the file again from its publisher.") from error
     for needed, width in (("features", None), ("norm_bb", 6)):
         array = arrays.get(needed)

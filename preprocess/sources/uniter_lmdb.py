@@ -10,6 +10,7 @@ The ids are kept as they are; captions are read image by image, nothing but the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 from preprocess.pieces import CONTINUES, spell
 from preprocess.records import Caption, ImageRecord, Span
 from preprocess.sources.karpathy import image_key, read_json
-from preprocess.sources.lmdb_reader import Refused, close_all, database, decode_text
+from preprocess.sources.lmdb_reader import RefusedError, close_all, database, decode_text
 from preprocess.sources.uniter_images import ImageDatabase, read_image
 from preprocess.tokenizer import load_tokenizer
 from tagsds.errors import UserError
 
 KIND_OF_TREE = {"node": "object", "attribute": "attribute", "relation": "relation"}
 SENTENCE_FIELDS = ("raw", "sentence", "sent", "caption", "text")  # of a value, where the text came along
+SMALL_COCO = re.compile(r"^coco_(?=(?:train|val|test)\d{4}_)")  # UNITER's spelling; the key shall be COCO's number
 INDEX_FILES = ("meta.json", "img2txts.json", "txt2img.json")
 
 
@@ -62,7 +64,7 @@ class UniterLmdbSource:
     ) -> UniterLmdbSource:
         """Check tokenizer and files, and find every image of every split. `txt`: (split, folder) in order."""
         loaded = load_tokenizer(tokenizer)
-        pieces = loaded.convert_ids_to_tokens(list(range(len(loaded))))
+        pieces = [str(loaded.convert_ids_to_tokens(i)) for i in range(len(loaded))]
         images = [ImageDatabase.find(folder, variant) for folder in img]
         folders = [folder for _, folder in txt]
         files = [folder / name for folder in folders for name in ("data.mdb", *INDEX_FILES) if (folder / name).is_file()]
@@ -84,7 +86,7 @@ class UniterLmdbSource:
         owner = {key: name for name, part in self.index.items() for key in part}
         part = self.index.setdefault(split, {})
         for name, captions in captions_of_images(folder).items():
-            key = image_key(name)
+            key = image_key(SMALL_COCO.sub("COCO_", name))
             if key in owner or key in part:
                 raise UserError(f"{folder}: image {name} of '{split}' is in '{owner.get(key, split)}' already; give one of them.")
             img = next((number for number, images in enumerate(self.img) if images.has(name)), None)
@@ -151,7 +153,7 @@ class UniterLmdbSource:
             raise UserError(f"{where} of image {entry.name} is missing though the index lists it; copy the folder again.")
         try:
             return decode_text(value)
-        except Refused as error:
+        except RefusedError as error:
             raise UserError(f"{where} {error}; copy the folder again from its publisher.") from error
 
     def _caption(self, entry: Entry, id_: str) -> Caption:
