@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +100,17 @@ class ScanNpySource:
         )
 
 
-@cache
 def rows_of(path: Path) -> NDArray:
     """The array of a file, mapped: pages are read as images are packed."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; check the path.")
+    state = path.stat()
+    return _map(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _map(path: Path, size: int, changed: int) -> NDArray:
+    """Mapped once as long as the file stays as it is."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -63,6 +63,7 @@ class UniterLmdbSource:
         cls, txt: list[tuple[str, Path]], img: list[Path], variant: str | None, tokenizer: str, soft_labels: bool
     ) -> UniterLmdbSource:
         """Check tokenizer and files, and find every image of every split. `txt`: (split, folder) in order."""
+        close_all()  # an earlier run of this process may have opened other files of that name
         loaded = load_tokenizer(tokenizer)
         pieces = [str(loaded.convert_ids_to_tokens(i)) for i in range(len(loaded))]
         images = [ImageDatabase.find(folder, variant) for folder in img]

@@ -104,8 +104,9 @@ def load_shards(
 ) -> Bank:
     """A bank of the given shards, without the soft labels unless `classes`. Peak memory is the bank's own.
 
-    Without boxes in the manifest, `boxes` are zeros: the geometry of every region is the same zero vector, so that the
-    encoder adds one learnt constant (the bias of its box branch) to all of them, and no region has a place of its own.
+    Without boxes in the manifest, every region gets the whole image as its box: all have the same place, which weights
+    trained with boxes know. Zeros would not do: a fresh box branch has no bias, and the LayerNorm of a zero vector multiplies
+    gradients by 1 / sqrt(eps), a million.
     """
     tokenizer = load_tokenizer(manifest.folder / "tokenizer")
     expected = sum(shard["regions"] for shard in shards)
@@ -161,7 +162,7 @@ def load_shards(
         image_of_caption=owner,
         captions_of_image=Ragged(order, torch.bincount(owner, minlength=len(keys))),
         regions=Ragged(regions.rows(), torch.tensor(lengths)),
-        boxes=boxes.rows() if boxes.width else torch.zeros(regions.count, 4),
+        boxes=boxes.rows() if boxes.width else torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(regions.count, 1),
         classes=labels.rows() if labels.width else None,
         texts=texts,
         keys=keys,
