@@ -51,9 +51,7 @@ class Database:
         if size < SMALLEST_FILE:
             raise UserError(f"{self.file} is cut short: {size} bytes hold no LMDB; copy it again.")
         try:
-            self._env = self._lmdb.open(
-                str(folder), readonly=True, lock=False, create=False, readahead=False, max_readers=1
-            )
+            self._env = self._lmdb.open(str(folder), readonly=True, lock=False, create=False)  # values are many pages: read ahead
             needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         except self._lmdb.Error as error:
             raise UserError(f"{self.file} is no LMDB that can be read ({error}); copy it again.") from error

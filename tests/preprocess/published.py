@@ -23,9 +23,9 @@ def ids_of(pieces: str) -> list[int]:
     return [ID[piece] for piece in pieces.split()]
 
 
-def write_lmdb(folder: Path, values: dict[str, bytes]) -> None:
+def write_lmdb(folder: Path, values: dict[str, bytes], map_size: int = 1 << 26) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    env = lmdb.open(str(folder), map_size=1 << 26)
+    env = lmdb.open(str(folder), map_size=map_size)
     with env.begin(write=True) as transaction:
         for key, value in values.items():
             transaction.put(key.encode(), value)
@@ -79,8 +79,8 @@ def npz_value(arrays: dict) -> bytes:
     return stream.getvalue()
 
 
-def write_img_db(folder: Path, values: dict[str, bytes]) -> None:
-    write_lmdb(folder, {**values, "__keys__": json.dumps(list(values)).encode()})
+def write_img_db(folder: Path, values: dict[str, bytes], map_size: int = 1 << 26) -> None:
+    write_lmdb(folder, {**values, "__keys__": json.dumps(list(values)).encode()}, map_size)
 
 
 def write_vocabulary(path: Path) -> Path:
