@@ -28,10 +28,17 @@ setup(
     extras_require={
         # PyPI's "apex" is another project; NVIDIA's is built from its repository.
         "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
-        "lmdb": ["lmdb", "msgpack", "msgpack-numpy", "lz4"],
+        "lmdb": ["lmdb", "msgpack", "lz4"],
         "spacy": ["spacy"],
         "faiss": ["faiss-cpu"],
-        "dev": ["pytest", "ruff==0.17.5", "mypy==2.4.1", "eccv_caption==0.1.0", "types-PyYAML"],
+        "dev": [
+            "pytest",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "eccv_caption==0.1.0",
+            "types-PyYAML",
+            *("lmdb", "msgpack", "msgpack-numpy", "lz4"),  # the tests write UNITER's files
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -16,9 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from preprocess.pieces import piece_spans
 from preprocess.records import Caption, ImageRecord, PackOptions, Source
 from preprocess.resume import JOURNAL, finished, identify, prepare_folder
-from preprocess.shards import ShardEntry, ShardWriter, check_record, clip_spans
+from preprocess.shards import ShardEntry, ShardWriter, check_record, clip_pieces, clip_spans
 from preprocess.spans import SpanFinder, resolve
 from preprocess.tokenizer import get_tokenizer
 from tagsds.errors import UserError
@@ -67,14 +68,17 @@ class Packer:
     def finish(self, caption: Caption, record: ImageRecord, entry: ShardEntry) -> Caption | None:
         """Clean the white space, find the spans, hold the limit of word pieces; None where the caption is dropped."""
         where = f"{record.captions_origin or record.origin}: caption {caption.id} of image {record.key}"
-        if caption.spans is None:
+        words = None if caption.ids is None else [str(self.tokenizer.convert_ids_to_tokens(i)) for i in caption.ids]
+        if words is not None and caption.spans is None:
+            caption = replace(caption, spans=piece_spans(words, self.spans))
+        elif caption.spans is None:
             text = " ".join(caption.text.split())
             if not text:
                 raise UserError(f"{where} is empty; remove it from the captions file.")
             caption = Caption(caption.id, text, self.spans(text))
         limit = self.options.max_caption_pieces
-        encoded = self.tokenizer(caption.text, return_offsets_mapping=True)
-        pieces = len(encoded["input_ids"])
+        encoded = self.tokenizer(caption.text, return_offsets_mapping=True) if words is None else {}
+        pieces = len(encoded["input_ids"]) if words is None else len(words) + 2
         if pieces > limit:
             if self.options.long_captions == "error":
                 raise UserError(
@@ -84,8 +88,11 @@ class Packer:
             if self.options.long_captions == "drop":
                 entry.dropped += 1
                 return None
-            end = encoded["offset_mapping"][limit - 2][1]  # the last piece that leaves room for [SEP]
-            caption = clip_spans(caption, end)
+            if words is not None:
+                caption = clip_pieces(caption, limit - 2, words)
+            else:
+                end = encoded["offset_mapping"][limit - 2][1]  # the last piece that leaves room for [SEP]
+                caption = clip_spans(caption, end)
             entry.truncated += 1
             pieces = limit
         entry.max_pieces = max(entry.max_pieces, pieces)
@@ -214,6 +221,8 @@ def manifest(
         "feature_dim": source.feature_dim,
         "num_classes": source.num_classes,
         "class_names": source.class_names,
+        "boxes": source.has_boxes,
+        "imported_ids": source.imported_ids,
         "max_regions": max(entry.max_regions for entry in entries),
         "max_caption_pieces": max(entry.max_pieces for entry in entries),
         "tokenizer": "tokenizer",

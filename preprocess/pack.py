@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from tagsds.errors import UserError, command
 OPTION_FIELDS = (
     "shard_size", "max_caption_pieces", "long_captions", "tokenizer", "vocab_size", "spans", "workers", "overwrite"
 )  # fmt: skip
-NOT_IDENTITY = {"source", "out", "captions", "boxes", "class_names", "split", "tsv", *OPTION_FIELDS}
+PATH_FIELDS = {"captions", "boxes", "class_names", "split", "tsv", "img", "folder"}  # the files' checksums stand for them
+SPLIT_FIELDS = {"txt", "ims", "caps"}  # SPLIT=PATH; the order of the splits shapes the bytes
+NOT_IDENTITY = {"source", "out", *PATH_FIELDS, *SPLIT_FIELDS, *OPTION_FIELDS}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -51,16 +54,41 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     butd.add_argument("--empty-images", choices=("error", "skip"), default="error", help="(default error)")
 
     butd.add_argument("--class-names", type=Path, help="a class a line, synonyms after commas; for people")
+
+    uniter = kinds.add_parser(
+        "uniter-lmdb", help="UNITER's released LMDB: tokenised captions (with trees or without) and region features",
+        epilog="tagsds-pack uniter-lmdb --txt train=txt_db/itm_coco_train.db train=txt_db/itm_coco_restval.db "
+        "dev=txt_db/itm_coco_val.db --img img_db/coco_train2014 img_db/coco_val2014 --tokenizer bert-base-cased-vocab.txt "
+        "--out DIR",
+    )  # fmt: skip
+    uniter.add_argument("--txt", type=split_path, nargs="+", action="extend", required=True, metavar="SPLIT=DIR",
+                        help="a txt_db and its split; a split may have several, one after the other")  # fmt: skip
+    uniter.add_argument("--img", type=Path, nargs="+", action="extend", required=True, metavar="DIR",
+                        help="img_db folder, or the variant inside it; several are searched in this order")  # fmt: skip
+    uniter.add_argument("--variant", help="variant where an img_db holds several: feat_th0.2_max100_min10, all, ...")
+    uniter.add_argument("--without-soft-labels", action="store_true", help="leave classes.npy out (saves 2 bytes a class a region)")
+
+    scan = kinds.add_parser("scan-npy", help="SCAN's precomp arrays: captions and region features without boxes")
+    scan.add_argument("--folder", type=Path, help="folder of {train,dev,test}_ims.npy and _caps.txt, those that are there")
+    scan.add_argument("--ims", type=split_path, nargs="+", action="extend", default=[], metavar="SPLIT=FILE",
+                      help="features of a split, if not from --folder")  # fmt: skip
+    scan.add_argument("--caps", type=split_path, nargs="+", action="extend", default=[], metavar="SPLIT=FILE",
+                      help="captions of a split, a line each")  # fmt: skip
+    scan.add_argument("--captions-per-image", type=positive_number, default=5, help="(default 5)")
+
     for source in (coco, butd):
         source.add_argument("--split", type=Path, required=True, help="JSON of image ids a split, or Karpathy's JSON")
     for source in (world, coco):
         source.add_argument("--seed", type=int, default=0, help="(default 0)")
-    for source in (world, coco, butd):
+    for source in (world, coco, butd, uniter, scan):
         _add_common(source)
 
     verify = kinds.add_parser("verify", help="check a packed folder: checksums, counts, shapes")
     verify.add_argument("out", type=Path, metavar="DIR")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.source == "uniter-lmdb" and args.tokenizer is None:
+        uniter.error("--tokenizer is needed: the folder or vocab.txt that the txt_db was made with")
+    return args
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +110,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--workers", type=positive_number, default=defaults.workers, help="processes (default %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus made with other arguments")
+
+
+def split_path(text: str) -> tuple[str, Path]:
+    """SPLIT=PATH."""
+    split, separator, path = text.partition("=")
+    if not separator or not path or not re.fullmatch(r"[A-Za-z0-9_]+", split):
+        raise argparse.ArgumentTypeError(f"'{text}' is not SPLIT=PATH, such as train={text or 'DIR'}")
+    return split, Path(path)
 
 
 def whole_number(text: str) -> int:
@@ -112,6 +148,14 @@ def make_source(args: argparse.Namespace) -> Source:
             args.captions or [], args.boxes, args.split, args.class_names,
             args.feature_dim, args.noise, args.seed, args.empty_images,
         )  # fmt: skip
+    if args.source == "uniter-lmdb":
+        from preprocess.sources.uniter_lmdb import UniterLmdbSource
+
+        return UniterLmdbSource.read(args.txt, args.img, args.variant, args.tokenizer, not args.without_soft_labels)
+    if args.source == "scan-npy":
+        from preprocess.sources.scan_npy import ScanNpySource
+
+        return ScanNpySource.read(args.folder, args.ims, args.caps, args.captions_per_image)
     from preprocess.sources.butd_tsv import ButdTsvSource
 
     return ButdTsvSource.read(
@@ -125,12 +169,15 @@ def run(arguments: list[str] | None = None) -> None:
     if args.source == "verify":
         print(verify_corpus(args.out))
         return
-    options = PackOptions(
-        **{name: getattr(args, name) for name in OPTION_FIELDS},
-        arguments={"source": args.source, **{k: v for k, v in vars(args).items() if k not in NOT_IDENTITY}},
-    )
+    arguments_of_source = {k: v for k, v in vars(args).items() if k not in NOT_IDENTITY}
+    named = {k: [split for split, _ in v] for k, v in vars(args).items() if k in SPLIT_FIELDS}
     try:
-        packed = pack_corpus(make_source(args), options, args.out)
+        source = make_source(args)
+        options = PackOptions(
+            **{name: getattr(args, name) for name in OPTION_FIELDS},
+            arguments={"source": args.source, **arguments_of_source, **named, **source.facts},
+        )
+        packed = pack_corpus(source, options, args.out)
     except KeyboardInterrupt:
         raise UserError("interrupted; the same command continues where this one stopped.") from None
     if packed:

@@ -16,23 +16,36 @@ SPAN_KINDS = ("object", "attribute", "relation")
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a caption that says one thing: `chars` are half-open character ranges, in order."""
+    """A stretch of a caption that says one thing: `chars` are half-open character ranges, in order. Where the caption came
+    as word-piece ids, `pieces` are positions in them, ascending, and `chars` is empty."""
 
     kind: str
-    chars: tuple[tuple[int, int], ...]
+    chars: tuple[tuple[int, int], ...] = ()
+    pieces: tuple[int, ...] = ()
 
     def as_json(self) -> dict:
         """The form of captions.json."""
+        if self.pieces:
+            return {"kind": self.kind, "pieces": list(self.pieces)}
         return {"kind": self.kind, "chars": [list(pair) for pair in self.chars]}
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One sentence of an image; `spans` is None where the source does not know them and the rules have to find them."""
+    """One sentence of an image; `spans` is None where the source does not know them and the rules have to find them.
+
+    `ids` are the word pieces of a source that was tokenised already, without [CLS] and [SEP]; the text is then for people.
+    """
 
     id: str
     text: str
     spans: tuple[Span, ...] | None = None
+    ids: tuple[int, ...] | None = None
+
+    def as_json(self) -> dict:
+        """The form of captions.json."""
+        ids = {} if self.ids is None else {"ids": list(self.ids)}
+        return {"id": self.id, "text": self.text, **ids, "spans": [span.as_json() for span in self.spans or ()]}
 
 
 @dataclass
@@ -41,7 +54,7 @@ class ImageRecord:
 
     key: str
     regions: NDArray[np.floating]  # [n, D]
-    boxes: NDArray[np.floating]  # [n, 4]
+    boxes: NDArray[np.floating] | None  # [n, 4]; None where the source has none for any image
     captions: list[Caption]
     scores: NDArray[np.floating] | None = None  # [n]
     classes: NDArray[np.floating] | None = None  # [n, C], rows sum to 1
@@ -59,6 +72,13 @@ class Source(Protocol):
     class_names: list[str]
     num_classes: int
     files: list[Path]  # inputs; their checksums are part of the corpus's identity
+    has_boxes: bool
+    imported_ids: bool  # captions come as word-piece ids
+
+    @property
+    def facts(self) -> dict:
+        """What the inputs say of themselves, for the manifest."""
+        ...
 
     def splits(self) -> dict[str, list[str]]:
         """Image keys of every split, in the order they are written."""

@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 import webdataset
 
+from preprocess.pieces import spell
 from preprocess.records import Caption, ImageRecord, Span
 from tagsds.errors import UserError
 
@@ -58,7 +59,7 @@ def check_record(record: ImageRecord, feature_dim: int, num_classes: int) -> Non
         raise UserError(
             f"{where}: features have shape {list(record.regions.shape)}, not [{n}, {feature_dim}]; extract it again."
         )
-    if record.boxes.shape != (n, 4):
+    if record.boxes is not None and record.boxes.shape != (n, 4):
         raise UserError(f"{where}: boxes have shape {list(record.boxes.shape)} for {n} regions; extract it again.")
     for name, array in (("features", record.regions), ("boxes", record.boxes), ("scores", record.scores)):
         if array is not None and not np.isfinite(array.astype(np.float16)).all():
@@ -66,7 +67,7 @@ def check_record(record: ImageRecord, feature_dim: int, num_classes: int) -> Non
             raise UserError(
                 f"{where}: {name} of region {row} are NaN or too large for float16; extract the image again."
             )
-    if record.boxes.min() < -BOX_SLACK or record.boxes.max() > 1 + BOX_SLACK:
+    if record.boxes is not None and (record.boxes.min() < -BOX_SLACK or record.boxes.max() > 1 + BOX_SLACK):
         row = int(np.argwhere((record.boxes < -BOX_SLACK) | (record.boxes > 1 + BOX_SLACK))[0][0])
         raise UserError(f"{where}: box {row} lies outside the image; check that boxes and image size belong together.")
     if record.classes is not None and record.classes.shape != (n, num_classes):
@@ -77,15 +78,14 @@ def check_record(record: ImageRecord, feature_dim: int, num_classes: int) -> Non
 
 def encode_sample(record: ImageRecord) -> list[tuple[str, bytes]]:
     """Members of a sample in the contract's order."""
-    members = [
-        ("regions.npy", npy(record.regions.astype(np.float16))),
-        ("boxes.npy", npy(record.boxes.astype(np.float32).clip(0.0, 1.0))),
-    ]
+    members = [("regions.npy", npy(record.regions.astype(np.float16)))]
+    if record.boxes is not None:
+        members.append(("boxes.npy", npy(record.boxes.astype(np.float32).clip(0.0, 1.0))))
     if record.scores is not None:
         members.append(("scores.npy", npy(record.scores.astype(np.float16))))
     if record.classes is not None:
         members.append(("classes.npy", npy(record.classes.astype(np.float16))))
-    captions = [{"id": c.id, "text": c.text, "spans": [s.as_json() for s in c.spans or ()]} for c in record.captions]
+    captions = [caption.as_json() for caption in record.captions]
     members.append(("captions.json", json.dumps(captions, ensure_ascii=False).encode()))
     if record.picture is not None:
         members.append((f"image.{record.picture_type}", record.picture))
@@ -117,13 +117,31 @@ def clip_spans(caption: Caption, end: int) -> Caption:
     return Caption(caption.id, caption.text[:end], spans)
 
 
+def clip_pieces(caption: Caption, count: int, pieces: list[str]) -> Caption:
+    """A caption of imported ids cut to its first `count` pieces (spelt `pieces`), with the spans that fit wholly."""
+    assert caption.ids is not None
+    spans = tuple(s for s in caption.spans or () if max(s.pieces) < count)
+    return Caption(caption.id, spell(pieces[:count])[0], spans, caption.ids[:count])
+
+
 def span_problem(text: str, spans: list[dict] | tuple[Span, ...]) -> str | None:
     """What is wrong with the spans of a caption, None if nothing."""
     for span in spans:
-        chars = span["chars"] if isinstance(span, dict) else span.chars
+        chars = span.get("chars", []) if isinstance(span, dict) else span.chars
         for a, b in chars:
             if not 0 <= a < b <= len(text):
                 return f"a span at {a}..{b} lies outside the caption"
             if text[a:b] != text[a:b].strip():
                 return f"a span at {a}..{b} begins or ends with a space"
+    return None
+
+
+def piece_problem(ids: list[int], spans: list[dict], vocab_size: int) -> str | None:
+    """What is wrong with imported word pieces and the spans over them, None if nothing."""
+    if not ids or not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        return f"its ids are not pieces of the vocabulary of {vocab_size}"
+    for span in spans:
+        pieces = span.get("pieces") or [-1]
+        if sorted(set(pieces)) != pieces or pieces[0] < 0 or pieces[-1] >= len(ids):
+            return f"a span names pieces {span.get('pieces')} of {len(ids)}"
     return None

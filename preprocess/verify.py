@@ -13,13 +13,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from preprocess.records import SPAN_KINDS
-from preprocess.shards import span_problem
+from preprocess.shards import piece_problem, span_problem
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
 
 AGAIN = "pack again with --overwrite, or copy the file again"
-NEEDED = ("regions.npy", "boxes.npy", "captions.json")
-KNOWN = (*NEEDED, "scores.npy", "classes.npy", "image.jpg", "image.png")
+NEEDED = ("regions.npy", "captions.json")
+KNOWN = (*NEEDED, "boxes.npy", "scores.npy", "classes.npy", "image.jpg", "image.png")
 COUNTS = ("samples", "captions", "regions")
 SUM_TOLERANCE = 0.02  # of a row of float16 soft labels that should sum to 1
 
@@ -42,7 +42,9 @@ def verify_corpus(out: Path) -> str:
                     raise UserError(f"{where} is in the corpus twice; {AGAIN}.")
                 seen.add(key)
                 regions, captions = check_sample(where, members, manifest)
-                lengths = [len(ids) for ids in tokenizer([c["text"] for c in captions])["input_ids"]]
+                lengths = [len(c["ids"]) + 2 for c in captions if "ids" in c]  # without [CLS] and [SEP]
+                if not lengths:
+                    lengths = [len(ids) for ids in tokenizer([c["text"] for c in captions])["input_ids"]]
                 most_pieces, most_regions = max(most_pieces, *lengths), max(most_regions, regions)
                 for name, value in zip(COUNTS, (1, len(captions), regions)):
                     counts[name] += value
@@ -121,6 +123,9 @@ def check_sample(where: str, members: dict[str, bytes], manifest: dict) -> tuple
     for name in NEEDED:
         if name not in members:
             raise UserError(f"{where} lacks {name}; {AGAIN}.")
+    has_boxes = manifest.get("boxes", True)  # corpora packed before there were others do not say
+    if has_boxes != ("boxes.npy" in members):
+        raise UserError(f"{where} {'lacks' if has_boxes else 'has'} boxes.npy against the manifest; {AGAIN}.")
     for name in members:
         if name not in KNOWN:
             raise UserError(f"{where} has the unknown member {name}; {AGAIN}.")
@@ -139,16 +144,15 @@ def check_sample(where: str, members: dict[str, bytes], manifest: dict) -> tuple
             raise UserError(f"{where}: {name} is {found}, not {np.dtype(dtype)} {list(shape)}; {AGAIN}.")
         if not np.isfinite(array).all():
             raise UserError(f"{where}: {name} holds NaN or infinity; {AGAIN}.")
-    boxes = arrays["boxes"]
     if n == 0:
         raise UserError(f"{where} has no regions; {AGAIN}.")
-    if boxes.min() < 0 or boxes.max() > 1:
+    if has_boxes and (arrays["boxes"].min() < 0 or arrays["boxes"].max() > 1):
         raise UserError(f"{where}: a box lies outside 0..1; {AGAIN}.")
     if width and "classes" not in arrays:
         raise UserError(f"{where} lacks classes.npy though the manifest has {width} classes; {AGAIN}.")
     if "classes" in arrays and (abs(arrays["classes"].astype(np.float64).sum(1) - 1) > SUM_TOLERANCE).any():
         raise UserError(f"{where}: a row of classes does not sum to 1; {AGAIN}.")
-    return n, _captions(where, members["captions.json"])
+    return n, _captions(where, members["captions.json"], manifest)
 
 
 def _load(where: str, name: str, data: bytes) -> np.ndarray:
@@ -158,11 +162,18 @@ def _load(where: str, name: str, data: bytes) -> np.ndarray:
         raise UserError(f"{where}: {name} is no array that can be read; {AGAIN}.") from error
 
 
-def _captions(where: str, data: bytes) -> list[dict]:
+def _captions(where: str, data: bytes, manifest: dict) -> list[dict]:
+    imported = manifest.get("imported_ids", False)
     try:
         captions = json.loads(data)
         for caption in captions:
             problem = span_problem(caption["text"], caption["spans"])
+            if imported != ("ids" in caption):
+                problem = f"ids are {'missing' if imported else 'there'} against the manifest"
+            elif imported:
+                problem = piece_problem(caption["ids"], caption["spans"], manifest["vocab_size"])
+            elif any("chars" not in span for span in caption["spans"]):
+                problem = "a span has no chars"
             if any(span["kind"] not in SPAN_KINDS for span in caption["spans"]):
                 problem = "a span has an unknown kind"
             if problem is not None or not isinstance(caption["id"], str):

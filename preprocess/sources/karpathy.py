@@ -136,6 +136,13 @@ class IndexedSource:
     """A source whose splits and captions come from an index, without edited captions of its own."""
 
     index: CaptionIndex
+    has_boxes: bool = True
+    imported_ids: bool = False
+
+    @property
+    def facts(self) -> dict:
+        """Nothing beyond the files' checksums."""
+        return {}
 
     def splits(self) -> dict[str, list[str]]:
         """Keys in the order of the split file."""

@@ -25,6 +25,9 @@ class WorldSource:
     class_names: list[str] = field(default_factory=lambda: list(world.CLASS_NAMES))
     num_classes: int = len(world.CLASS_NAMES)
     files: list[Path] = field(default_factory=list)
+    has_boxes: bool = True
+    imported_ids: bool = False
+    facts: dict = field(default_factory=dict)
 
     def splits(self) -> dict[str, list[str]]:
         """Keys are the split and a running number."""

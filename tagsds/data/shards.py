@@ -33,6 +33,7 @@ class Manifest:
     max_regions: int
     max_caption_pieces: int
     splits: dict[str, Any]
+    boxes: bool = True  # False: no sample has boxes.npy
 
     def shards(self, split: str) -> list[dict[str, Any]]:
         """The split's shards in order, each {file, samples, captions, regions, bytes, sha256}."""
@@ -47,8 +48,8 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise UserError(f"{path} does not exist; make the shards with `tagsds-pack SOURCE ... --out {folder}`.")
     try:
         raw = json.loads(path.read_text())
-        fields = [name for name in Manifest.__dataclass_fields__ if name != "folder"]
-        return Manifest(Path(folder), **{name: raw[name] for name in fields})
+        fields = [name for name in Manifest.__dataclass_fields__ if name not in ("folder", "boxes")]
+        return Manifest(Path(folder), **{name: raw[name] for name in fields}, boxes=bool(raw.get("boxes", True)))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of tagsds-pack ({error}); pack the corpus again.") from error
 
@@ -100,16 +101,22 @@ def load_shards(
     progress: bool = False,
     classes: bool = True,
 ) -> Bank:
-    """A bank of the given shards, without the soft labels unless `classes`. Peak memory is the bank's own."""
+    """A bank of the given shards, without the soft labels unless `classes`. Peak memory is the bank's own.
+
+    Without boxes in the manifest, every region gets the whole image as its box: all have the same place, which weights
+    trained with boxes know. Zeros would not do: a fresh box branch has no bias, and the LayerNorm of a zero vector multiplies
+    gradients by 1 / sqrt(eps), a million.
+    """
     tokenizer = load_tokenizer(manifest.folder / "tokenizer")
     expected = sum(shard["regions"] for shard in shards)
     regions = _Rows(expected, manifest.feature_dim, torch.float16)
-    boxes = _Rows(expected, 4, torch.float32)
+    boxes = _Rows(expected, 4 if manifest.boxes else 0, torch.float32)
     labels = _Rows(expected, manifest.num_classes if classes else 0, torch.float16)
     lengths: list[int] = []
     keys: list[str] = []
     texts: list[str] = []
     spans: list[list[dict[str, Any]]] = []
+    imported: list[list[int] | None] = []  # word pieces where the source had them
     image_of_caption: list[int] = []
     bar = tqdm(total=sum(s["samples"] for s in shards), desc="load", unit="image", disable=not progress, leave=False)
     for shard in shards:
@@ -128,6 +135,7 @@ def load_shards(
             for caption in json.loads(_member(sample, "captions.json", path)):
                 texts.append(caption["text"])
                 spans.append(caption.get("spans", []))
+                imported.append(caption.get("ids"))
                 image_of_caption.append(len(keys))
             regions.add(array)
             lengths.append(len(array))
@@ -141,7 +149,10 @@ def load_shards(
             keys.append(key)
             bar.update()
     bar.close()
-    tokens, span_rows = tokenize(tokenizer, texts, spans)
+    tokens, span_rows = tokenize(tokenizer, texts, spans, imported)
+    if tokens.values.numel() and int(tokens.values.max()) >= len(tokenizer):
+        raise UserError(f"{manifest.folder}: a caption holds piece {int(tokens.values.max())}, the tokenizer has "
+                        f"{len(tokenizer)}; pack the corpus again.")
     owner = torch.tensor(image_of_caption, dtype=torch.int64)
     order = torch.argsort(owner, stable=True)
     return Bank(
@@ -150,7 +161,7 @@ def load_shards(
         image_of_caption=owner,
         captions_of_image=Ragged(order, torch.bincount(owner, minlength=len(keys))),
         regions=Ragged(regions.rows(), torch.tensor(lengths)),
-        boxes=boxes.rows(),
+        boxes=boxes.rows() if boxes.width else torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(regions.count, 1),
         classes=labels.rows() if labels.width else None,
         texts=texts,
         keys=keys,
@@ -177,27 +188,48 @@ class _Rows:
         return self.table[: self.count]
 
 
-def tokenize(tokenizer, texts: list[str], spans: list[list[dict[str, Any]]]) -> tuple[Ragged, Ragged]:
-    """Word pieces int32 with [CLS] and [SEP], and spans as int32 (span number, position in the row)."""
+def tokenize(
+    tokenizer, texts: list[str], spans: list[list[dict[str, Any]]], imported: list[list[int] | None] | None = None
+) -> tuple[Ragged, Ragged]:
+    """Word pieces int32 with [CLS] and [SEP], and spans as int32 (span number, position in the row).
+
+    A caption that came as `imported` ids (without [CLS] and [SEP]) is not tokenised again; its spans give `pieces`.
+    """
+    imported = imported or [None] * len(texts)
+    ends = tokenizer.cls_token_id, tokenizer.sep_token_id
     pieces: list[int] = []
     lengths, entries, entry_lengths = [], [], []
     for begin in range(0, len(texts), 20000):
-        batch = tokenizer(texts[begin : begin + 20000], return_offsets_mapping=True)
-        for ids, offsets, marks in zip(batch["input_ids"], batch["offset_mapping"], spans[begin : begin + 20000]):
+        end = min(begin + 20000, len(texts))
+        fresh = [i for i in range(begin, end) if imported[i] is None]
+        batch = tokenizer([texts[i] for i in fresh], return_offsets_mapping=True) if fresh else {"input_ids": []}
+        row_of = {i: row for row, i in enumerate(fresh)}
+        for i in range(begin, end):
+            given = imported[i]
+            if given is not None:
+                ids = [ends[0], *given, ends[1]]
+                rows = [(number, 1 + piece) for number, span in enumerate(spans[i]) for piece in span["pieces"]]
+            else:
+                ids = batch["input_ids"][row_of[i]]
+                rows = _rows_of_spans(spans[i], batch["offset_mapping"][row_of[i]])
             pieces.extend(ids)
             lengths.append(len(ids))
-            rows = [
-                (number, position)
-                for number, span in enumerate(marks)
-                for position, (a, b) in enumerate(offsets)
-                if b > a and any(a < end and b > start for start, end in span["chars"])
-            ]
             entries.extend(rows)
             entry_lengths.append(len(rows))
     return (
         Ragged(torch.tensor(pieces, dtype=torch.int32), torch.tensor(lengths)),
         Ragged(torch.tensor(entries, dtype=torch.int32).view(-1, 2), torch.tensor(entry_lengths)),
     )
+
+
+def _rows_of_spans(spans: list[dict[str, Any]], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(span number, position) of the pieces whose characters a span touches."""
+    return [
+        (number, position)
+        for number, span in enumerate(spans)
+        for position, (a, b) in enumerate(offsets)
+        if b > a and any(a < end and b > start for start, end in span["chars"])
+    ]
 
 
 def _member(sample: dict[str, Any], name: str, path: Path) -> bytes:
