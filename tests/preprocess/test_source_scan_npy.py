@@ -13,12 +13,12 @@ from tiny_inputs import load
 from torch.nn import functional
 
 from preprocess import pack
-from preprocess.shards import sha256_of
 from preprocess.verify import verify_corpus
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.files import sha256_of
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.uniter import Layout
 
