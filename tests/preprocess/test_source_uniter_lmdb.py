@@ -19,12 +19,13 @@ from tiny_inputs import load
 
 from preprocess import build, pack
 from preprocess.pieces import piece_spans, spell
-from preprocess.shards import piece_problem, sha256_of
+from preprocess.shards import piece_problem
 from preprocess.sources.lmdb_reader import RefusedError, decode_arrays
 from preprocess.spans import find_spans
 from preprocess.verify import verify_corpus
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.files import sha256_of
 
 NAMES = ("coco_train2014_000000000009.npz", "coco_train2014_000000000025.npz", "coco_train2014_000000000030.npz")
 TREE = {
