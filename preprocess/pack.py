@@ -59,7 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "uniter-lmdb", help="UNITER's released LMDB: tokenised captions (with trees or without) and region features",
         epilog="tagsds-pack uniter-lmdb --txt train=txt_db/itm_coco_train.db train=txt_db/itm_coco_restval.db "
         "dev=txt_db/itm_coco_val.db --img img_db/coco_train2014 img_db/coco_val2014 --tokenizer bert-base-cased-vocab.txt "
-        "--out DIR",
+        "--out DIR. Here --tokenizer is needed: the one the txt_db was made with.",
     )  # fmt: skip
     uniter.add_argument("--txt", type=split_path, nargs="+", action="extend", required=True, metavar="SPLIT=DIR",
                         help="a txt_db and its split; a split may have several, one after the other")  # fmt: skip
