@@ -5,7 +5,7 @@ import torch
 
 from tagsds.config import OptimiserConfig
 from tagsds.engine.build import build_optimiser, learning_rate, parameter_groups, train_only
-from tagsds.models import UniterConfig, UniterModel
+from tagsds.models import MATCHERS, UniterConfig, UniterModel
 from tagsds.models.heads import HEADS
 
 
@@ -103,3 +103,24 @@ def test_train_only_thaws_what_an_earlier_stage_froze(model):
     train_only(model, ["itm"], HEADS)
     train_only(model, ["rank"], HEADS)
     assert model.rank.weight.requires_grad and not model.itm.weight.requires_grad
+
+
+def test_learning_rate_by_steps():
+    """0.1 after 2 steps of warm-up, a tenth at step 5 and again at 8."""
+    config = OptimiserConfig(lr=0.1, steps=10, warmup_steps=2, decay_at=[5, 8])
+    expected = [0.05, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001, 0.001]
+    assert [learning_rate(step, config) for step in range(10)] == pytest.approx(expected)
+
+
+def test_a_matchers_biases_and_batch_norms_are_not_decayed():
+    make_config, make_model = MATCHERS["vsrn"]
+    matcher = make_model(make_config(vocab_size=9, region_dim=4, word_size=3, embed_size=5, image_norm=True))
+    plain = set()
+    for module in matcher.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, torch.nn.BatchNorm1d) or name.startswith("bias"):
+                plain.add(id(parameter))
+    decayed, free = parameter_groups(matcher, 0.01)
+    assert {id(p) for p in free["params"]} == plain
+    assert not plain & {id(p) for p in decayed["params"]}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(matcher.parameters()))

@@ -1,0 +1,39 @@
+"""The experiments' stages: every recipe and setting is one that training takes, and what a stage starts from comes before it."""
+
+import pytest
+
+from tagsds.config import load_config
+from tagsds.experiment import Stage, stages, start_folder, summary
+
+RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join")]
+
+
+@pytest.mark.parametrize(("corpus", "which"), RECIPES)
+def test_stages_follow_one_another(corpus: str, which: str) -> None:
+    done = {"pretrain", "vsrn"} if which == "join" else set()
+    for stage in stages(corpus, which):
+        settings = [*stage.overrides, *(["offline.candidates=somewhere"] if stage.candidates else [])]
+        load_config(stage.recipe, settings)
+        assert not stage.init or stage.init.split("/")[0] in done, stage
+        assert not stage.candidates or stage.candidates in done, stage
+        done.add(stage.name)
+
+
+def test_tagsdc_has_the_baselines_steps() -> None:
+    by_name: dict[str, Stage] = {stage.name: stage for stage in stages("coco-boxes")}
+    steps = {name: load_config(stage.recipe).optimiser.steps for name, stage in by_name.items()}
+    export = load_config(by_name["tags"].recipe).log.export_at
+    assert steps["baseline"] == steps["tags"] == export[0] + steps["tagsdc"]
+
+
+def test_the_intermediate_export_is_found(tmp_path) -> None:
+    (tmp_path / "export-step400").mkdir()
+    assert start_folder(tmp_path / "export-stage2") == tmp_path / "export-step400"
+    assert start_folder(tmp_path / "export") == tmp_path / "export"
+
+
+def test_summary_by_hand() -> None:
+    rows = {"tags": {"1": {"recalls": {"rsum": 100.0}}, "2": {"recalls": {"rsum": 104.0}, "edits": {}}}}
+    figure = summary(rows)["tags"]["rsum"]
+    assert figure["seeds"] == [100.0, 104.0] and figure["mean"] == 102.0
+    assert figure["std"] == pytest.approx(8**0.5)
