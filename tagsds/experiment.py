@@ -62,10 +62,11 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
         )]  # fmt: skip
     if which == "join":
         drawn, starts = ("offline.replace_random=true", "negatives.shared=false", "negatives.count=23"), "pretrain/export"
-        unscored = (*drawn, "offline.score=false")
+        unscored, behind = (*drawn, "offline.score=false"), ("offline.first=300", "offline.last=1999")
         adaptive = ("quintuplet.kind=adaptive",)
         return [
             Stage("baseline-offline", f"{corpus}-baseline", starts, overrides=drawn, candidates="vsrn"),
+            Stage("baseline-far", f"{corpus}-baseline", starts, overrides=(*drawn, *behind), candidates="vsrn"),
             Stage("baseline-unscored", f"{corpus}-baseline", starts, overrides=unscored, candidates="vsrn"),
             Stage("baseline-aoq", f"{corpus}-baseline", starts, overrides=adaptive, candidates="vsrn"),
             Stage("tags-aoq", f"{corpus}-tags", starts, evaluated=False, overrides=adaptive, candidates="vsrn"),
