@@ -60,12 +60,20 @@ class OfflineSource:
         due = step // every * every if every else 0
         if due != self._loaded[0]:
             folder = self.folder / f"step{due}"
-            if not (folder / "candidates.json").is_file():
-                if due != step:
-                    raise UserError(f"{folder} is missing, which the checkpoint's run had mined; start the run anew.")
+            if due == step and not (folder / "candidates.json").is_file():
+                self._load(due - every)  # a run resumed right here re-orders what the undisturbed one does: equal scores keep order
                 self.remine(bank, folder)
-            self._loaded = (due, Candidates.read(folder, self.manifest, self.split))
+            self._load(due)
         return self._loaded[1]
+
+    def _load(self, mined_at: int) -> None:
+        """Make the candidates of a step the current ones; step 0 stands for those the run was given."""
+        if mined_at == self._loaded[0]:
+            return
+        folder = self.folder / f"step{mined_at}"
+        if mined_at and not (folder / "candidates.json").is_file():
+            raise UserError(f"{folder} is missing, which the checkpoint's run had mined; start the run anew.")
+        self._loaded = (mined_at, Candidates.read(folder, self.manifest, self.split) if mined_at else self.mined)
 
     @torch.no_grad()
     def remine(self, bank: Bank, folder: Path) -> None:
