@@ -21,7 +21,7 @@ from preprocess.records import Caption, ImageRecord, Span
 from preprocess.sources.karpathy import image_key, read_json
 from preprocess.sources.lmdb_reader import RefusedError, close_all, database, decode_text
 from preprocess.sources.uniter_images import ImageDatabase, read_image
-from preprocess.tokenizer import load_tokenizer
+from tagsds.data.wordpiece import load_tokenizer
 from tagsds.errors import UserError
 
 KIND_OF_TREE = {"node": "object", "attribute": "attribute", "relation": "relation"}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizerFast
 
-from preprocess.tokenizer import build_tokenizer, load_tokenizer, train_vocabulary
+from preprocess.tokenizer import train_vocabulary
+from tagsds.data.wordpiece import build_tokenizer, load_tokenizer
 from tagsds.errors import UserError
 
 TEXTS = ["low low low low low", "lower lower newest newest newest", "newest newest newest widest widest widest"]
