@@ -8,7 +8,7 @@ setup(
     description="Image-text retrieval with an encoder that writes its own hard negatives, on DeepSpeed",
     python_requires=">=3.11",
     packages=find_packages(include=["tagsds", "tagsds.*", "preprocess", "preprocess.*"]),
-    package_data={"tagsds": ["recipes/*.yaml", "templates/*.html"]},
+    package_data={"tagsds": ["recipes/*.yaml", "templates/*"]},
     install_requires=[
         "torch==2.13.0",
         "deepspeed==0.19.8",
@@ -37,12 +37,14 @@ setup(
             "mypy==2.4.1",
             "eccv_caption==0.1.0",
             "types-PyYAML",
+            "nltk",  # the tests hold our word tokenizer against its word_tokenize
             *("lmdb", "msgpack", "msgpack-numpy", "lz4"),  # the tests write UNITER's files
         ],
     },
     entry_points={
         "console_scripts": [
             "tagsds-pack=preprocess.pack:main",
+            "tagsds-convert=tagsds.models.convert:main",
             "tagsds-mine=tagsds.mine:main",
             "tagsds-evaluate=tagsds.evaluate:main",
             "tagsds-report=tagsds.report:main",

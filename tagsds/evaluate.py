@@ -25,6 +25,7 @@ from tagsds.data.shards import Manifest, load_bank, read_manifest
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError, command
 from tagsds.models import UniterConfig, UniterModel
+from tagsds.models.card import record_recalls
 from tagsds.models.load import check_data, ensure_rank_head, find_checkpoint, load_model, read_config
 from tagsds.reporting.results import provenance, sha256_of, write_results
 from tagsds.retrieval.edits import score_edits
@@ -173,6 +174,7 @@ def run(options: argparse.Namespace, world: World, device: torch.device) -> dict
             results["shortlist"] = {"checkpoint": settings["shortlist"]["checkpoint"], **results["shortlist"]}
         results["provenance"] = provenance(folder, options.data, **settings)
         write_results(options.output or home / f"results-{options.split}.json", results)
+        record_recalls(folder, options.split, options.data, results)
     return results
 
 

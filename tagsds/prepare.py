@@ -16,7 +16,9 @@ from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import seed_of
 from tagsds.engine.build import barrier
 from tagsds.errors import UserError
+from tagsds.files import sha256_of
 from tagsds.models import UniterConfig, UniterModel
+from tagsds.models.card import Card
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
 from tagsds.models.matchers import MATCHERS, Matcher
 
@@ -150,3 +152,24 @@ def batch_size(config: RunConfig, bank: Bank) -> int:
         return config.batch.pairs
     tokens_per_pair = bank.tokens.lengths.float().mean() + bank.regions.lengths.float().mean()
     return max(1, int(config.batch.tokens / float(tokens_per_pair)))
+
+
+def card_of(config: RunConfig, manifest: Manifest, true_pairs: int, steps: int) -> Card:
+    """Facts of the model card of a run's export after so many steps of `true_pairs` matching pairs each."""
+    settings = config.optimiser
+    recipe = {
+        "recipe": config.recipe, "description": config.description, "objective": config.objective,
+        "steps": f"{steps} of {settings.steps}", "matching pairs a step": true_pairs,
+        "optimiser": f"{settings.name}, learning rate {settings.lr}, weight decay {settings.weight_decay}",
+        "started from": config.init or "fresh weights", "seed": config.seed,
+    }  # fmt: skip
+    split = manifest.splits[config.data.split]
+    data = {
+        "corpus": manifest.folder.resolve().name,
+        "packed from": manifest.made_by.get("source", "unknown"),
+        "split": f"{config.data.split}: {split['images']} images, {split['captions']} captions",
+        "region features": f"{manifest.feature_dim} wide",
+        "manifest (sha256)": sha256_of(manifest.folder / "manifest.json"),
+    }
+    kind = UniterConfig.model_type if config.objective != "matching" else MATCHERS[config.matcher.kind][0].model_type
+    return Card(kind=kind, recipe={key: value for key, value in recipe.items() if value not in ("", None)}, data=data)

@@ -13,6 +13,7 @@ if not __package__:  # run as a script: imports start at the repository
 import argparse
 import os
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ from tagsds.models.heads import HEADS, initialise_heads
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.examples import as_markdown, written_examples
-from tagsds.prepare import batch_size, build_model, prepare_output, random_negatives
+from tagsds.prepare import batch_size, build_model, card_of, prepare_output, random_negatives
 from tagsds.retrieval.scorer import Scorer
 
 
@@ -103,6 +104,7 @@ def train(args: argparse.Namespace) -> None:
     norm = GradientNorm(engine)
     log, monitor = config.log, Monitor(args.output, world, steps, start, config.recipe)
     true_pairs = config.batch.pairs * slots
+    card = partial(card_of, config, manifest, true_pairs)
     all_captions = manifest.splits[config.data.split]["captions"]
     if world.is_main:
         monitor.bar.write(
@@ -145,7 +147,7 @@ def train(args: argparse.Namespace) -> None:
             monitor.text("written negatives", as_markdown(examples), done)
         if done in log.export_at and done < steps:  # before the checkpoint: a run resumed from it does not come back here
             average_buffers(model, world)
-            checkpoint.export(engine, model, tokenizer, args.output / f"export-step{done}", heads, world, stage)
+            checkpoint.export(engine, model, tokenizer, args.output / f"export-step{done}", heads, world, stage, card(done))
         if (log.checkpoint_every and done % log.checkpoint_every == 0) or done == steps:
             average_buffers(model, world)
             oldest = checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
@@ -161,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
             found = {"scores": monitor.recent, "negatives": negatives}
             write_json(args.output / "examples.json", found)
     # last of all: a run with an export is a finished run
-    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
+    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage, card(steps))
     monitor.close()
     if world.is_main:
         print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Manifest:
     max_caption_pieces: int
     splits: dict[str, Any]
     boxes: bool = True  # False: no sample has boxes.npy
+    made_by: dict[str, Any] = field(default_factory=dict)  # source, arguments, version of the packer
 
     def shards(self, split: str) -> list[dict[str, Any]]:
         """The split's shards in order, each {file, samples, captions, regions, bytes, sha256}."""
@@ -48,8 +49,9 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise UserError(f"{path} does not exist; make the shards with `tagsds-pack SOURCE ... --out {folder}`.")
     try:
         raw = json.loads(path.read_text())
-        fields = [name for name in Manifest.__dataclass_fields__ if name not in ("folder", "boxes")]
-        return Manifest(Path(folder), **{name: raw[name] for name in fields}, boxes=bool(raw.get("boxes", True)))
+        fields = {name: f for name, f in Manifest.__dataclass_fields__.items() if name != "folder"}
+        needed = [name for name, f in fields.items() if f.default is MISSING and f.default_factory is MISSING]
+        return Manifest(Path(folder), **{name: raw[name] for name in fields if name in needed or name in raw})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of tagsds-pack ({error}); pack the corpus again.") from error
 

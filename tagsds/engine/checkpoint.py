@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from tagsds.engine.build import World
 from tagsds.errors import UserError
 from tagsds.files import write_json, write_text
+from tagsds.models.card import Card
 
 
 def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -> int:
@@ -60,9 +61,9 @@ def load(engine, output: Path, world: World, stage: int) -> int:
 
 
 def export(
-    engine, model: PreTrainedModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int
+    engine, model: PreTrainedModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int, card: Card
 ) -> None:
-    """A Hugging Face folder in fp32 (the optimiser's master weights where training ran in half precision)."""
+    """A Hugging Face folder in fp32 (the optimiser's master weights where training ran in half precision), with its card."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     half = next(model.parameters()).dtype != torch.float32
@@ -86,6 +87,7 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
         whole.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        card.write(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     dist.barrier()

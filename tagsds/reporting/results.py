@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ import torch
 import transformers
 from torch import Tensor
 
-import tagsds
 from tagsds.data.bank import Bank
 from tagsds.errors import UserError
 from tagsds.files import sha256_of, write_text
+from tagsds.provenance import commit, version
 
 FORMAT, VERSION = "tagsds-results", 1
 
@@ -74,7 +73,7 @@ def provenance(checkpoint: Path | None, data: Path | None, **settings: Any) -> d
         "data": str(data.resolve()) if data else None,
         "manifest_sha256": sha256_of(data / "manifest.json") if data else None,
         **settings,
-        "tagsds": getattr(tagsds, "__version__", None),
+        "tagsds": version(),
         "commit": commit(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -82,18 +81,6 @@ def provenance(checkpoint: Path | None, data: Path | None, **settings: Any) -> d
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def commit() -> str | None:
-    """Commit of the checkout this package lies in, '-dirty' behind it where files differ; None outside a checkout."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

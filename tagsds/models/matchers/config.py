@@ -29,14 +29,18 @@ class VsrnConfig(MatcherConfig):
     graph_layers      residual region-graph convolutions
     image_norm        BatchNorm behind the GRU over regions (its Flickr30K model has it)
     caption_hidden    width of the captioning decoder; 0: no captioning head
+    column_norm       normalise each feature over the regions of its image, before and after the graph, where the paper normalises
+                      each region: what the released code does, and what its checkpoints were trained with
     """
 
     model_type = "tagsds_vsrn"
 
     def __init__(
-        self, embed_size: int = 2048, graph_layers: int = 4, image_norm: bool = False, caption_hidden: int = 512, **kwargs
-    ) -> None:
+        self, embed_size: int = 2048, graph_layers: int = 4, image_norm: bool = False, caption_hidden: int = 512,
+        column_norm: bool = False, **kwargs,
+    ) -> None:  # fmt: skip
         self.graph_layers, self.image_norm, self.caption_hidden = graph_layers, image_norm, caption_hidden
+        self.column_norm = column_norm
         super().__init__(embed_size=embed_size, **kwargs)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tagsds.data.pairs import Images
 from tagsds.data.ragged import Ragged
+from tagsds.models.matchers.attention import unit
 from tagsds.models.matchers.config import MatcherConfig
 
 
@@ -26,6 +27,12 @@ class RegionProjection(nn.Linear):
     def forward(self, images: Images) -> Ragged:  # type: ignore[override]
         regions = images.regions
         return Ragged(super().forward(regions.values.to(self.weight.dtype)), regions.lengths)
+
+
+def unit_columns(regions: Ragged) -> Ragged:
+    """Each feature divided by its length over the regions of its image (not each region by its own): [R, E] -> [R, E]."""
+    columns = unit(regions.pad(0).mT).mT.to(regions.values.dtype)
+    return Ragged.from_padded(columns, regions.lengths)
 
 
 class RowNorm(nn.BatchNorm1d):

@@ -13,7 +13,7 @@ from tagsds.errors import UserError
 from tagsds.models.matchers.attention import at_least_float32, unit
 from tagsds.models.matchers.captioner import Captioner
 from tagsds.models.matchers.config import VsrnConfig
-from tagsds.models.matchers.images import RegionGraph, RegionProjection, RowNorm
+from tagsds.models.matchers.images import RegionGraph, RegionProjection, RowNorm, unit_columns
 from tagsds.models.matchers.matcher import Encoded, Matcher, full_precision
 from tagsds.models.matchers.text import CaptionEncoder, run_gru
 
@@ -35,11 +35,16 @@ class VSRN(Matcher):
         self.post_init()
 
     def encode_images(self, images: Images) -> Encoded:
-        """With `states`, the unit region states that enter the GRU."""
+        """With `states`, the normalised region states that enter the GRU."""
         regions = self.project(images)
+        if self.config.column_norm:
+            regions = unit_columns(regions)
         for layer in self.graph:
             regions = layer(regions)
-        states = Ragged(unit(regions.values).to(regions.values.dtype), regions.lengths)
+        if self.config.column_norm:
+            states = unit_columns(regions)
+        else:
+            states = Ragged(unit(regions.values).to(regions.values.dtype), regions.lengths)
         last = run_gru(self.region_gru, states)[1].squeeze(0)
         if self.image_norm is not None:
             last = self.image_norm(last)

@@ -1,0 +1,83 @@
+"""The model card of an exported folder: README.md for people and hubs, rendered from the facts in card.json.
+
+A card is written with each export and gains a row with each evaluation of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from tagsds.errors import UserError
+from tagsds.files import write_json, write_text
+from tagsds.provenance import commit, version
+
+FACTS = "card.json"
+COLUMNS = ("text_r1", "text_r5", "text_r10", "image_r1", "image_r5", "image_r10", "rsum")
+KINDS = {
+    "tagsds_uniter": "A single-stream encoder of word pieces and image regions (UNITER, arXiv 1909.11740) that scores how well a "
+    "sentence describes a picture, and writes and mends sentences (TAGS-DC).",
+    "tagsds_vsrn": "VSRN (arXiv 1909.02701): one vector an image and one a caption; their cosine is the similarity.",
+    "tagsds_scan": "SCAN (arXiv 1803.08024): stacked cross attention between regions and words.",
+    "tagsds_bfan": "BFAN (arXiv 1909.11416): focal attention between regions and words, in both directions.",
+}
+
+
+@dataclass
+class Card:
+    """Facts of a card. `kind` is the config's model_type; `recipe`, `data` and `source` are shown as tables; `recalls` is a row an
+    evaluation: {dataset, figures}."""
+
+    kind: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    recalls: list[dict[str, Any]] = field(default_factory=list)
+    commit: str | None = field(default_factory=commit)
+    version: str | None = field(default_factory=version)
+
+    def write(self, folder: Path) -> None:
+        """card.json and README.md."""
+        write_json(folder / FACTS, asdict(self))
+        templates = Environment(
+            loader=FileSystemLoader(Path(__file__).parent.parent / "templates"), trim_blocks=True, autoescape=False
+        )
+        name = self.recipe.get("recipe") or self.source.get("file") or self.kind
+        text = templates.get_template("card.md").render(
+            **asdict(self), name=name, kind_text=KINDS.get(self.kind, self.kind), columns=COLUMNS
+        )
+        write_text(folder / "README.md", text + "\n")
+
+    def add_recalls(self, dataset: str, recalls: dict[str, float]) -> None:
+        """The row of a dataset; an earlier one of the same name is replaced."""
+        row = {"dataset": dataset, "figures": {key: recalls[key] for key in COLUMNS if key in recalls}}
+        self.recalls = [*(r for r in self.recalls if r["dataset"] != dataset), row]
+
+
+def read_card(folder: Path) -> Card | None:
+    """None where the folder has none, being older or another's."""
+    path = folder / FACTS
+    if not path.is_file():
+        return None
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as the facts of a model card; remove it, or export again.") from error
+
+
+def record_recalls(folder: Path, split: str, data: Path, results: dict[str, Any]) -> bool:
+    """Add an evaluation's recalls to the card of a folder. False where there is no card, no recalls, or no right to write."""
+    card = read_card(folder)
+    if card is None or set(COLUMNS) - set(results.get("recalls", {})):
+        return False
+    card.add_recalls(f"{data.resolve().name} {split}, {results['images']} images", results["recalls"])
+    try:
+        card.write(folder)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,119 @@
+"""Files of weights by others: read without running what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tagsds.errors import UserError
+from tagsds.files import atomic
+
+WRAPPERS = ("model_state_dict", "state_dict", "model", "module")  # a training state around the weights
+NUMPY = [np.dtype, *(getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Int64", "Int32"))]
+_SCALAR = np.float64(0).__reduce__()[0]  # rebuilds one numpy number: a best recall that was saved beside the weights
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *NUMPY,
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+]
+
+
+@dataclass
+class Published:
+    """What a file holds. `tensors` by the file's own keys; a matcher's two halves as `img.KEY` and `txt.KEY`. `options` are
+    those of its training, where it has any."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+    is_matcher: bool = False
+
+
+def read_published(path: Path) -> Published:
+    """A .pt / .pth / .bin / .tar file of torch.save, a .safetensors file, or a Hugging Face folder with one of them."""
+    if path.is_dir():
+        held = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        if not held:
+            raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin; give the file of the weights itself.")
+        path = held[0]
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a file of weights, or a folder with one.")
+    if path.suffix == ".safetensors":
+        try:
+            return Published(path, load_file(path))
+        except Exception as error:  # the library raises its own kinds for a broken file
+            raise UserError(f"{path} is no whole safetensors file ({first_line(error)}); copy it again.") from error
+    return unwrap(path, _load(path))
+
+
+def _load(path: Path) -> Any:
+    """torch.load of tensors, containers, numbers and strings; anything else in the file is refused unread."""
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "global" in reason.lower() or "allowed" in reason.lower():
+            name = next((word.strip("`'.") for word in reason.split() if "." in word.strip("`'.") and "/" not in word), "a call")
+            raise UserError(
+                f"{path} holds more than weights ('{name}'), which would run as code when read, and was not read; "
+                "save its state dict alone, where you trust it."
+            ) from error
+        raise UserError(f"{path} is no whole file of torch.save ({first_line(error)}); copy it again.") from error
+    except Exception as error:  # RuntimeError, EOFError, OSError, zipfile's: a broken file has many
+        raise UserError(f"{path} is no whole file of torch.save ({first_line(error)}); copy it again.") from error
+
+
+def unwrap(path: Path, held: Any) -> Published:
+    """The weights inside what training saved: {'model': [image half, text half], 'opt': ...}, a state dict, or one in a wrapper."""
+    options: dict[str, Any] = {}
+    if isinstance(held, dict) and not is_state(held):
+        given = held.get("opt")
+        options = vars(given) if isinstance(given, argparse.Namespace) else {}
+        inner = next((held[name] for name in WRAPPERS if name in held), None)
+        if inner is None:
+            listed = ", ".join(map(str, list(held)[:6])) or "nothing"
+            raise UserError(f"{path} holds {listed}, and no state dict under {', '.join(WRAPPERS)}; save the state dict alone.")
+        held = inner
+    if isinstance(held, list | tuple) and len(held) == 2 and all(is_state(half) for half in held):
+        halves = zip(("img", "txt"), held)
+        return Published(path, {f"{side}.{key}": v for side, half in halves for key, v in half.items()}, options, True)
+    if not is_state(held):
+        raise UserError(f"{path} holds no state dict (found: {type(held).__name__}); save the state dict alone.")
+    return Published(path, dict(held), options)
+
+
+def is_state(held: Any) -> bool:
+    """A dictionary of tensors by name, with one at least."""
+    return isinstance(held, dict) and bool(held) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items())
+
+
+def write_published(path: Path, held: Any) -> None:
+    """By torch.save; the file is there once it is whole."""
+    with atomic(path) as stream:
+        torch.save(held, stream)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, such as a config or a word list."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}); check the path.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, not an object; check the path.")
+    return value
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

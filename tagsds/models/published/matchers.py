@@ -1,0 +1,153 @@
+"""Checkpoints of the repositories of VSRN (arXiv 1909.02701), SCAN (1803.08024) and BFAN (1909.11416), and of AOQ's on top.
+
+All three save {"model": [state of the image half, state of the text half], "opt": the options of the training, ...}; what the
+matrices mean is in the options. VSRN's captioning decoder is not saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tagsds.errors import UserError
+from tagsds.models.matchers import MATCHERS, Matcher
+from tagsds.models.published.files import Published
+from tagsds.models.published.layout import Rule, copies, fit, give_all, take_all
+from tagsds.models.published.uniter import Converted
+
+GRU = tuple(f"{kind}_{part}_l0" for kind in ("weight", "bias") for part in ("ih", "hh"))
+BOTH_WAYS = (*GRU, *(f"{name}_reverse" for name in GRU))
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+POOLINGS = {"LogSumExp": "lse", "Mean": "avg"}
+NEEDED: dict[str, dict[str, Any]] = {  # options that other formulas stand behind
+    "vsrn": {"use_abs": False, "no_imgnorm": False, "num_layers": 1, "measure": "cosine"},
+    "scan": {"raw_feature_norm": "clipped_l2norm", "bi_gru": True, "no_imgnorm": False, "no_txtnorm": False, "num_layers": 1},
+    "bfan": {"no_imgnorm": False, "no_txtnorm": False, "num_layers": 1},
+}
+
+
+def kind_of(published: Published, asked: str) -> str:
+    """vsrn, scan or bfan: as asked, or by what only one of them has."""
+    if asked != "auto":
+        return asked
+    if any(key.startswith("img.Rs_GCN_") for key in published.tensors):
+        return "vsrn"
+    for option, kind in (("focal_type", "bfan"), ("cross_attn", "scan")):
+        if option in published.options:
+            return kind
+    raise UserError(f"{published.path} does not say which matcher it is of; name it with --layout (vsrn, scan or bfan).")
+
+
+def matcher_rules(kind: str, layers: int, image_norm: bool) -> list[Rule]:
+    rules = copies([("img.fc", "project")]) + copies([("txt.embed", "text.word")], ["weight"])
+    rules += copies([("txt.rnn", "text.gru")], GRU if kind == "vsrn" else BOTH_WAYS)
+    if kind != "vsrn":
+        return rules
+    rules += copies([("img.img_rnn", "region_gru")], GRU)
+    for n in range(layers):
+        theirs, ours = f"img.Rs_GCN_{n + 1}", f"graph.{n}"
+        for conv, name in (("g", "g"), ("theta", "theta"), ("phi", "phi"), ("W.0", "out")):  # convolutions of width 1
+            key = f"{theirs}.{conv}.weight"
+            rules.append(Rule(f"{ours}.{name}.weight", (key,), lambda v: v.squeeze(-1), lambda v: v.unsqueeze(-1)))
+            rules.append(Rule(f"{ours}.{name}.bias", (f"{theirs}.{conv}.bias",)))
+        rules += copies([(f"{theirs}.W.1", f"{ours}.norm")], NORM)
+    return rules + (copies([("img.bn", "image_norm")], NORM) if image_norm else [])
+
+
+def settings_of(kind: str, options: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Our config's settings from the training's options. UserError where an option is absent or stands for another formula."""
+    for key, needed in NEEDED[kind].items():
+        if options.get(key, needed) != needed:
+            raise UserError(f"{path} was trained with {key}={options[key]}; only {key}={needed} is built here.")
+
+    def option(key: str) -> Any:
+        if key not in options:
+            raise UserError(f"{path} does not carry the option {key} of its training; give it with --option {key}=VALUE.")
+        return options[key]
+
+    if kind == "vsrn":
+        return {"column_norm": True}
+    if kind == "bfan":
+        return {"focal": option("focal_type"), "lambda_softmax": float(option("lambda_softmax"))}
+    pooling = option("agg_func")
+    if pooling not in POOLINGS:
+        raise UserError(f"{path} was trained with agg_func={pooling}; only {' and '.join(POOLINGS)} are built here.")
+    numbers = {key: float(option(key)) for key in ("lambda_softmax", "lambda_lse")}
+    return {"direction": option("cross_attn"), "pooling": POOLINGS[pooling], **numbers}
+
+
+def from_matcher(published: Published, kind: str, options: dict[str, Any]) -> Converted:
+    """`options` adds to those in the file, or replaces them."""
+    path, theirs = published.path, dict(published.tensors)
+    options = published.options | options
+    record = {"layout": kind, "source": path.name, "options": {k: v for k, v in options.items() if is_plain(v)}}
+    record["keys"] = {key: str(value.dtype).removeprefix("torch.") for key, value in theirs.items()}
+    notes = []
+    if "img.fc.weight_g" in theirs and "img.fc.weight_v" in theirs:  # weight normalisation of the whole matrix
+        direction = theirs.pop("img.fc.weight_v")
+        theirs["img.fc.weight"] = theirs.pop("img.fc.weight_g") * direction / direction.norm()
+        record["keys"] = {}
+        notes.append("the weight normalisation of the image projection is multiplied out")
+    layers = len({key.split(".")[1] for key in theirs if key.startswith("img.Rs_GCN_")})
+    image_norm = "img.bn.weight" in theirs
+    rules = matcher_rules(kind, layers, image_norm)
+    for rule in rules:  # torch did not always count batches
+        if rule.ours.endswith("num_batches_tracked"):
+            theirs.setdefault(rule.theirs[0], torch.zeros((), dtype=torch.int64))
+    ours = take_all(rules, theirs, path)
+    vocab_size, word_size = ours["text.word.weight"].shape
+    embed_size, region_dim = ours["project.weight"].shape
+    sizes = {"vocab_size": vocab_size, "word_size": word_size, "embed_size": embed_size, "region_dim": region_dim}
+    if kind == "vsrn":
+        sizes |= {"graph_layers": layers, "image_norm": image_norm}
+        notes.append("initialised at random: the captioning decoder, which such files do not carry")
+    config_class, model_class = MATCHERS[kind]
+    torch.manual_seed(0)
+    model = model_class(config_class(**sizes, **settings_of(kind, options, path)))
+    fit(ours, model.state_dict(), path)
+    model.load_state_dict(ours, strict=False)
+    return Converted(model.eval(), notes=notes, record=record)
+
+
+def to_matcher(model: Matcher, record: dict[str, Any] | None, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """What the repository's own evaluation loads: both halves and the options. `record`, `dtype` as in `to_uniter`."""
+    config, record = model.config, record or {}
+    kind = next(name for name, (_, model_class) in MATCHERS.items() if isinstance(model, model_class))
+    if kind == "vsrn" and not config.column_norm:
+        raise UserError(
+            "this VSRN normalises each region (column_norm false), the released code each feature over the regions: "
+            "it would compute something else from these weights, so they are not written for it."
+        )
+    rules = matcher_rules(kind, getattr(config, "graph_layers", 0), getattr(config, "image_norm", False))
+    theirs = give_all(rules, {name: value.detach() for name, value in model.state_dict().items()})
+    kinds: dict[str, str] = record.get("keys") or {}
+    halves: dict[str, dict[str, Tensor]] = {"img": {}, "txt": {}}
+    for key in kinds or theirs:
+        side, name = key.split(".", 1)
+        kept = getattr(torch, kinds[key]) if key in kinds else theirs[key].dtype
+        halves[side][name] = theirs[key].to(dtype if dtype and kept.is_floating_point else kept).clone()
+    options = record.get("options", {}) | NEEDED[kind] | options_of(kind, config)
+    opt = argparse.Namespace(**options)
+    return {"epoch": 0, "model": [halves["img"], halves["txt"]], "best_rsum": 0.0, "opt": opt, "Eiters": 0}
+
+
+def options_of(kind: str, config: Any) -> dict[str, Any]:
+    """The repository's options for a config of ours."""
+    options: dict[str, Any] = {"vocab_size": config.vocab_size, "img_dim": config.region_dim, "word_dim": config.word_size}
+    options |= {"embed_size": config.embed_size, "precomp_enc_type": "basic"}
+    if kind == "bfan":
+        options |= {"focal_type": config.focal, "lambda_softmax": config.lambda_softmax}
+    if kind == "scan":
+        pooling = next(theirs for theirs, ours in POOLINGS.items() if ours == config.pooling)
+        options |= {"cross_attn": config.direction, "agg_func": pooling, "lambda_softmax": config.lambda_softmax}
+        options |= {"lambda_lse": config.lambda_lse}
+    return options
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON keeps it."""
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,86 @@
+"""The word vocabularies of the matchers' repositories (VSE++'s format) as tokenizers, so that ids here are ids there.
+
+Captions there are lower-cased and split by NLTK's `word_tokenize`: Treebank rules in each sentence. The rules are spelt here for
+`tokenizers`, which also gives the characters of every word. Sentences are told by a full stop before a blank, whatever follows.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from tagsds.errors import UserError
+from tagsds.models.published.files import first_line, read_json
+
+SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
+OPENING = r"""(?:(?<=^)|(?<=[ (\[{<]))\""""
+SPLITS = (
+    r"(?<=[^.])\.(?=[\])}>\"'»”’ ]*\s|[\])}>\"'»”’ ]*$)",  # the stop that ends a sentence
+    r"``|''|--|\.{2,}|[;@#$%&?!*\[\](){}<>«»“”‘„]",
+    r"[:,](?!\d)",
+)
+ENDS = (r"(?<=.)(?:'s|'m|'d|'ll|'re|'ve|n't)$", r"(?<=[^'])'$", r"^'(?!(?:re|ve|ll|m|t|s|d|n)$)(?=\w)")
+HALVES = r"^(?:can(?=not$)|gim(?=me$)|gon(?=na$)|got(?=ta$)|lem(?=me$)|wan(?=na$))"
+
+
+class Words:
+    """Stands for the class `Vocabulary` of those repositories when its pickle is read: attributes and nothing else."""
+
+
+class _WordsOnly(pickle.Unpickler):
+    """Knows one class, and makes an inert object of it; any other name in the file is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "Vocabulary":
+            return Words
+        if (module, name) in (("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor")):
+            return lambda *_: Words()
+        if (module, name) in (("__builtin__", "object"), ("builtins", "object")):
+            return object
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def read_words(path: Path) -> list[str]:
+    """Words by id, from SCAN's JSON (word2idx) or a pickled Vocabulary (read without running anything in it)."""
+    if path.suffix == ".json":
+        ids = read_json(path).get("word2idx")
+    else:
+        try:
+            with open(path, "rb") as stream:
+                ids = getattr(_WordsOnly(stream, encoding="utf-8").load(), "word2idx", None)
+        except pickle.UnpicklingError as error:
+            reason = f"holds more than words ('{first_line(error)}')"
+            raise UserError(f"{path} {reason} and was not read; give its word2idx as JSON.") from error
+        except Exception as error:  # a broken pickle fails in any way
+            raise UserError(f"{path} is no whole pickle of a Vocabulary ({first_line(error)}); copy it again.") from error
+    if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
+        raise UserError(f"{path} has no word2idx that numbers its words from 0; give the vocabulary of the checkpoint.")
+    words = sorted(ids, key=ids.__getitem__)
+    if missing := [word for word in SPECIAL if word not in ids]:
+        raise UserError(f"{path} lacks {', '.join(missing)}; give the vocabulary of the checkpoint.")
+    return words
+
+
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """Lower-cased words between <start> and <end>; what is unknown is <unk>, which also stands for the mask that is never used."""
+    ids = {word: number for number, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(OPENING), " `` "),
+        normalizers.Replace('"', " '' "),
+    ])  # fmt: skip
+    whole = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS]
+    parts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in (*ENDS, HALVES)]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([whole[0], pre_tokenizers.WhitespaceSplit(), *whole[1:], *parts])
+    backend.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[(token, ids[token]) for token in ("<start>", "<end>")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", cls_token="<start>", sep_token="<end>", unk_token="<unk>", mask_token="<unk>"
+    )
