@@ -46,7 +46,8 @@ def halves(kind: str, seed: int = 0, image_norm: bool = False) -> list[State]:
 OPTIONS = {
     "vsrn": {"use_abs": False, "no_imgnorm": False, "num_layers": 1, "measure": "cosine", "data_name": "coco_precomp"},
     "scan": {"cross_attn": "i2t", "agg_func": "Mean", "lambda_softmax": 4.0, "lambda_lse": 5.0,
-             "raw_feature_norm": "clipped_l2norm", "bi_gru": True, "no_imgnorm": False, "no_txtnorm": False, "num_layers": 1, "precomp_enc_type": "basic"},
+             "raw_feature_norm": "clipped_l2norm",
+             "bi_gru": True, "no_imgnorm": False, "no_txtnorm": False, "num_layers": 1, "precomp_enc_type": "basic"},
     "bfan": {"focal_type": "prob", "lambda_softmax": 20.0, "no_imgnorm": False, "no_txtnorm": False, "num_layers": 1},
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """The word vocabularies of the matchers' repositories (VSE++'s format) as tokenizers, so that ids here are ids there.
 
 Captions there are lower-cased and split by NLTK's `word_tokenize`: Treebank rules in each sentence. The rules are spelt here for
-`tokenizers`, which also gives the characters of every word. Sentences are told by a full stop before a blank, whatever follows.
+`tokenizers`, which also gives the characters of every word. A full stop before a blank ends
+a sentence, unless an abbreviation such as u.s. or st. stands before it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tagsds.models.published.files import first_line, read_json
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 OPENING = r"""(?:(?<=^)|(?<=[ (\[{<]))\""""
 SPLITS = (
-    r"(?<=[^.])\.(?=[\])}>\"'»”’ ]*\s|[\])}>\"'»”’ ]*$)",  # the stop that ends a sentence
+    r"(?<=[^.])(?<!\.\w)(?<!\b(?:mr|dr|st|jr))(?<!\bmrs)\.(?=[\])}>\"'»”’ ]*\s)|(?<=[^.])\.(?=[\])}>\"'»”’ ]*$)",  # ends a sentence
     r"``|''|--|\.{2,}|[;@#$%&?!*\[\](){}<>«»“”‘„]",
     r"[:,](?!\d)",
 )
