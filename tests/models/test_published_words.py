@@ -54,7 +54,10 @@ def test_words_are_nltks():
 def test_words_of_real_captions_are_nltks(shared_data):
     """NLTK's tokenizer takes one sentence; captions of several are left to the cases above."""
     tokenizer = pytest.importorskip("nltk.tokenize", reason="nltk is not installed").NLTKWordTokenizer()
-    captions = [a["caption"].strip() for a in json.loads((shared_data / "coco_val2017" / "captions_val2017.json").read_text())["annotations"][:5000]]
+    captions = [
+        a["caption"].strip()
+        for a in json.loads((shared_data / "coco_val2017" / "captions_val2017.json").read_text())["annotations"][:5000]
+    ]
     single = [c for c in captions if ". " not in c]
     assert len(single) > 4500
     different = [c for c in single if tokens_of(c) != tokenizer.tokenize(c.lower())]

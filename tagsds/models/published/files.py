@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,9 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "global" in reason.lower() or "allowed" in reason.lower():
-            name = next((word.strip("`'.") for word in reason.split() if "." in word.strip("`'.") and "/" not in word), "a call")
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} holds more than weights ('{name}'), which would run as code when read, and was not read; "
+                f"{path} holds more than weights ({named[1]}), which could run as code when read, and was not read; "
                 "save its state dict alone, where you trust it."
             ) from error
         raise UserError(f"{path} is no whole file of torch.save ({first_line(error)}); copy it again.") from error
