@@ -76,6 +76,12 @@ def build_encoder(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> U
                 )
             setattr(sizes, name, here)
         check_data(found, folder, manifest)
+        mix = config.pretrain.mix if config.objective == "pretrain" else {}
+        if (mix.get("mrckl") or mix.get("mrc")) and found.num_region_classes != manifest.num_classes:
+            raise UserError(
+                f"{folder / 'config.json'} has num_region_classes {found.num_region_classes} and the shards in {manifest.folder} "
+                f"{manifest.num_classes} classes; set pretrain.mix.mrckl=0 and pretrain.mix.mrc=0, or take shards of its detector."
+            )
         check_positions(found.max_position_embeddings, manifest)
         encoder = load_model(folder, (sizes.dropout, sizes.attention_dropout))
         assert isinstance(encoder, UniterModel)

@@ -53,11 +53,19 @@ def start(
     )
 
 
+def port_of(process: subprocess.Popen[str]) -> str:
+    command = process.args
+    assert isinstance(command, list)
+    return str(command[command.index("--master_port") + 1])
+
+
 def train(*args: Any, **kwargs: Any) -> str:
     """Run to the end; the output, or an assertion with it."""
     process = start(*args, **kwargs)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output[-4000:]
+    left = list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port_of(process)}_*"))
+    assert left == [], "shared memory that outlives the run"
     return output
 
 

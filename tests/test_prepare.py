@@ -50,6 +50,15 @@ def test_a_checkpoint_of_another_region_width(world: Path, checkpoint: Path) -> 
         build_model(config, replace(manifest, feature_dim=2048), vocab)
 
 
+def test_a_checkpoint_of_another_detector_s_classes(world: Path, checkpoint: Path) -> None:
+    """They matter to a task that predicts them, and to no other."""
+    manifest, vocab = corpus_of(world)
+    other = replace(manifest, num_classes=1601)
+    with pytest.raises(UserError, match=r"num_region_classes 64 and the shards in .* 1601 classes; set pretrain.mix.mrckl=0"):
+        build_model(load_config("published-pretrain-base", [*SIZES, f"init={checkpoint}"]), other, vocab)
+    build_model(load_config("world-baseline", [f"init={checkpoint}"]), other, vocab)
+
+
 def test_captions_longer_than_the_model(world: Path) -> None:
     manifest, vocab = corpus_of(world)
     with pytest.raises(UserError, match="600 word pieces and the model 512"):

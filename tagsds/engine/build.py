@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,8 +71,18 @@ def init_distributed() -> World:
     if not on_gpu:
         keep_freed_memory()
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    if not on_gpu:
+        forget_shared_buffer(dist.get_rank())
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def forget_shared_buffer(rank: int) -> None:
+    """Unlink the 66 MiB through which DeepSpeed's ranks of a CPU exchange gradients, once all of them have it mapped: nobody else
+    does, and each launch would take as much memory for good."""
+    dist.barrier()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
 def keep_freed_memory() -> None:
