@@ -45,6 +45,7 @@ setup(
         "console_scripts": [
             "tagsds-pack=preprocess.pack:main",
             "tagsds-convert=tagsds.models.convert:main",
+            "tagsds-extract=preprocess.extract:main",
             "tagsds-mine=tagsds.mine:main",
             "tagsds-evaluate=tagsds.evaluate:main",
             "tagsds-report=tagsds.report:main",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from preprocess.build import pack_corpus
@@ -77,11 +78,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     scan.add_argument("--captions-per-image", type=positive_number, default=5, help="(default 5)")
 
     for source in (coco, butd):
-        source.add_argument("--split", type=Path, required=True, help="JSON of image ids a split, or Karpathy's JSON")
+        add_split(source)
     for source in (world, coco):
         source.add_argument("--seed", type=int, default=0, help="(default 0)")
     for source in (world, coco, butd, uniter, scan):
-        _add_common(source)
+        add_common(source)
 
     verify = kinds.add_parser("verify", help="check a packed folder: checksums, counts, shapes")
     verify.add_argument("out", type=Path, metavar="DIR")
@@ -91,7 +92,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", type=Path, required=True, help="JSON of image ids a split, or Karpathy's JSON")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that writes shards."""
     defaults = PackOptions()
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--tokenizer", help="name, folder or vocab.txt (default: a WordPiece one is trained)")
@@ -171,19 +177,27 @@ def run(arguments: list[str] | None = None) -> None:
         return
     arguments_of_source = {k: v for k, v in vars(args).items() if k not in NOT_IDENTITY}
     named = {k: [split for split, _ in v] for k, v in vars(args).items() if k in SPLIT_FIELDS}
+    pack_and_tell(
+        lambda: make_source(args),
+        lambda source: {"source": args.source, **arguments_of_source, **named, **source.facts},
+        {name: getattr(args, name) for name in OPTION_FIELDS},
+        args.out,
+    )
+
+
+def pack_and_tell(
+    make: Callable[[], Source], arguments: Callable[[Source], dict], options: dict, out: Path
+) -> None:
+    """Pack what `make` gives, and say what was done. `arguments`, of the source, become part of the manifest."""
     try:
-        source = make_source(args)
-        options = PackOptions(
-            **{name: getattr(args, name) for name in OPTION_FIELDS},
-            arguments={"source": args.source, **arguments_of_source, **named, **source.facts},
-        )
-        packed = pack_corpus(source, options, args.out)
+        source = make()
+        packed = pack_corpus(source, PackOptions(**options, arguments=arguments(source)), out)
     except KeyboardInterrupt:
         raise UserError("interrupted; the same command continues where this one stopped.") from None
     if packed:
-        print(f"packed into {args.out}; check it with: tagsds-pack --verify {args.out}")
+        print(f"packed into {out}; check it with: tagsds-pack --verify {out}")
     else:
-        print(f"{args.out} is already complete with these arguments; nothing to do.")
+        print(f"{out} is already complete with these arguments; nothing to do.")
 
 
 main = command(run)
