@@ -77,8 +77,13 @@ class PictureSource(IndexedSource):
 
     @property
     def facts(self) -> dict:
-        """The model and the pictures, as far as no file of `files` says it."""
-        return {"model_type": self.vision.config.model_type, "pictures": listing(self.folder, self.pictures)}
+        """How the features were made, and the pictures, as far as no file of `files` says it."""
+        s, vision = self.settings, self.vision
+        made = {"model_type": vision.config.model_type, "kind": vision.kind, "dtype": str(vision.dtype).removeprefix("torch.")}
+        made |= {"batch": s.batch, "thumbnails": s.thumbnails, "pictures": listing(self.folder, self.pictures)}
+        if vision.kind == "grid":
+            return made | {"pool": s.pool}
+        return made | {"threshold": s.threshold, "min_regions": s.fewest, "max_regions": s.most}
 
     def record(self, split: str, key: str) -> ImageRecord:
         """Features float32 [n, D], boxes as fractions; from a detector also scores and soft classes."""
@@ -184,8 +189,8 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def run(arguments: list[str] | None = None) -> None:
-    args = parse(sys.argv[1:] if arguments is None else arguments)
+def make_source(args: argparse.Namespace) -> PictureSource:
+    """Captions, then pictures, then the model: the cheap mistakes are found first."""
     index = read_index(args.captions or [], args.split)
     pictures = find_all(index, args.pictures, args.broken_pictures)
     vision = load_vision(args.model, args.kind, args.device, args.dtype)
@@ -193,13 +198,13 @@ def run(arguments: list[str] | None = None) -> None:
         grid.patch_size(vision)
     settings = Settings(args.batch, args.pool, args.threshold, args.min_regions, args.max_regions, args.thumbnails)
     inputs = [*(args.captions or []), args.split, *vision.files]
-    source = PictureSource(index, pictures, vision, settings, args.shard_size, inputs, args.pictures)
-    asked = {"kind": vision.kind, "dtype": args.dtype, "batch": args.batch, "thumbnails": args.thumbnails}
-    asked |= {"pool": args.pool} if vision.kind == "grid" else {
-        "threshold": args.threshold, "min_regions": args.min_regions, "max_regions": args.max_regions
-    }  # fmt: skip
+    return PictureSource(index, pictures, vision, settings, args.shard_size, inputs, args.pictures)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    args = parse(sys.argv[1:] if arguments is None else arguments)
     options = {name: getattr(args, name) for name in OPTION_FIELDS} | {"workers": 1}  # the model lives in this process
-    pack_and_tell(lambda: source, lambda source: {"source": source.name, **asked, **source.facts}, options, args.out)
+    pack_and_tell(lambda: make_source(args), lambda source: {"source": source.name, **source.facts}, options, args.out)
 
 
 main = command(run)

@@ -31,7 +31,7 @@ import numpy as np
 import published as pub
 from tiny_inputs import tsv_line
 
-from preprocess import build, pack, shards
+from preprocess import build, extract, pack
 from preprocess.records import PackOptions
 
 REGIONS, WIDTH, CLASSES, CAPTIONS = 36, 2048, 1601, 5
@@ -71,11 +71,29 @@ def write_tsv(folder: Path, count: int) -> list[str]:
     return ["butd-tsv", "--tsv", f"{folder}/train.tsv", "--split", f"{folder}/split.json", "--select", "fixed36"]
 
 
+def write_pictures(folder: Path, count: int, kind: str) -> list[str]:
+    """Pictures of 640 x 480, and a tiny model: what is timed is decoding, resizing and writing, not a model of use to anybody."""
+    import vision_models as tiny
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    names = [f"{number:06d}" for number in range(count)]
+    for name in names:
+        noise = Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+        noise.resize((640, 480)).save(folder / "pictures" / f"{name}.jpg", quality=90)
+    tiny.write_split(folder / "split.json", names)
+    tiny.write_model(folder / "model", kind)
+    return ["--pictures", f"{folder}/pictures", "--model", f"{folder}/model", "--split", f"{folder}/split.json"]
+
+
 FORMATS: dict[str, Callable[[Path, int], list[str]]] = {
     "uniter-lmdb msgpack": lambda folder, count: write_uniter(folder, count, pub.msgpack_value, "feat_numbb36"),
     "uniter-lmdb npz": lambda folder, count: write_uniter(folder, count, pub.npz_value, "feat_numbb36_compressed"),
     "scan-npy": write_scan,
     "butd-tsv": write_tsv,
+    "extract vit": lambda folder, count: write_pictures(folder, count, "vit"),
+    "extract detr": lambda folder, count: write_pictures(folder, count, "detr"),
 }
 
 
@@ -116,15 +134,16 @@ def timed(owner: Any, name: str, total: list[float]) -> Iterator[None]:
 
 
 def measure(arguments: list[str], inputs: Path, out: Path, count: int) -> dict[str, float]:
-    args = pack.parse([*arguments, "--out", str(out), "--workers", "1", "--spans", "rules", "--shard-size", "100"])
+    program = extract if arguments[0] == "--pictures" else pack
+    args = program.parse([*arguments, "--out", str(out), "--workers", "1", "--spans", "rules", "--shard-size", "100"])
     begin = time.perf_counter()
-    source = pack.make_source(args)
+    source = program.make_source(args)
     index = time.perf_counter() - begin
     options = PackOptions(**{name: getattr(args, name) for name in pack.OPTION_FIELDS}, arguments={})
     read, check = [0.0], [0.0]
     with patch.object(build, "identify", lambda source, options: {}):  # hashing the inputs reads them into the cache
         read_bytes = drop_cache(inputs)
-        with timed(source, "record", read), timed(build, "sha256_of", check), timed(shards, "sha256_of", check):
+        with timed(source, "record", read), timed(build, "sha256_of", check):
             wall, cpu, wait = time.perf_counter(), time.process_time(), queued()
             build.pack_corpus(source, options, out)
             wall, cpu, wait = time.perf_counter() - wall, time.process_time() - cpu, queued() - wait
