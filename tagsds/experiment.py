@@ -69,6 +69,8 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
             Stage("baseline-far", f"{corpus}-baseline", starts, overrides=(*drawn, *behind), candidates="vsrn"),
             Stage("baseline-unscored", f"{corpus}-baseline", starts, overrides=unscored, candidates="vsrn"),
             Stage("baseline-aoq", f"{corpus}-baseline", starts, overrides=adaptive, candidates="vsrn"),
+            Stage("tags-far", f"{corpus}-tags", starts, evaluated=False, overrides=(*drawn, *behind), candidates="vsrn"),
+            Stage("tagsdc-far", f"{corpus}-tagsdc", "tags-far/export-stage2", overrides=(*drawn, *behind), candidates="vsrn"),
             Stage("tags-aoq", f"{corpus}-tags", starts, evaluated=False, overrides=adaptive, candidates="vsrn"),
             Stage("tagsdc-aoq", f"{corpus}-tagsdc", "tags-aoq/export-stage2", overrides=adaptive, candidates="vsrn"),
         ]
