@@ -23,7 +23,7 @@ import torch
 
 from tagsds.data.shards import Manifest, load_bank, read_manifest
 from tagsds.data.vocabulary import load_tokenizer
-from tagsds.errors import UserError, command
+from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.load import check_data, ensure_rank_head, find_checkpoint, load_model, read_config
 from tagsds.reporting.results import provenance, sha256_of, write_results
@@ -31,7 +31,7 @@ from tagsds.retrieval.edits import score_edits
 from tagsds.retrieval.ensemble import member_names
 from tagsds.retrieval.evaluation import evaluate, first_captions, retrieval_results, shared_captions
 from tagsds.retrieval.pairs_file import read_pairs
-from tagsds.retrieval.ranks import World, start_world, stop_world
+from tagsds.retrieval.ranks import World, run_command
 from tagsds.retrieval.scorer import Scorer
 from tagsds.retrieval.table import results_table
 
@@ -132,8 +132,8 @@ def load_models(options: argparse.Namespace, manifest: Manifest, device: torch.d
     return models, heads
 
 
-def run(options: argparse.Namespace, world: World, device: torch.device) -> dict[str, Any] | None:
-    """Check, load, evaluate, write: the results on the first rank, None on the others."""
+def run(options: argparse.Namespace, world: World, device: torch.device) -> None:
+    """Check, load, evaluate; then the first rank writes and prints."""
     folder, home = find_checkpoint(options.checkpoint)
     manifest = read_manifest(options.data)
     manifest.shards(options.split)  # an unknown split ends it here
@@ -172,8 +172,10 @@ def run(options: argparse.Namespace, world: World, device: torch.device) -> dict
             settings["shortlist"] = source_of(options.shortlist, heads[options.shortlist])
             results["shortlist"] = {"checkpoint": settings["shortlist"]["checkpoint"], **results["shortlist"]}
         results["provenance"] = provenance(folder, options.data, **settings)
-        write_results(options.output or home / f"results-{options.split}.json", results)
-    return results
+        output = options.output or home / f"results-{options.split}.json"
+        write_results(output, results)
+        print(results_table(results))
+        print(f"written to {output}")
 
 
 def source_of(path: Path, head: str) -> dict[str, str | None]:
@@ -186,24 +188,7 @@ def source_of(path: Path, head: str) -> dict[str, str | None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """tagsds-evaluate."""
-
-    def body() -> None:
-        options = parse_arguments(arguments)
-        world, device = start_world()
-        try:
-            results = run(options, world, device)
-            if results is not None:
-                print(results_table(results))
-                home = find_checkpoint(options.checkpoint)[1]
-                print(f"written to {options.output or home / f'results-{options.split}.json'}")
-        except UserError:
-            if int(os.environ.get("RANK", 0)):
-                sys.exit(2)  # the first rank says it for all
-            raise
-        finally:
-            stop_world()
-
-    command(body)()
+    run_command(lambda: parse_arguments(arguments), run)
 
 
 if __name__ == "__main__":

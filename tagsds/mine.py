@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest, load_bank, load_shards, read_manifest
-from tagsds.errors import UserError, command
+from tagsds.errors import UserError
 from tagsds.files import sha256_of, write_json, write_npy
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import VSRN, Matcher, MatcherConfig
 from tagsds.retrieval.candidates import TABLES, join_tables, write_manifest
-from tagsds.retrieval.ranks import World, start_world, stop_world
+from tagsds.retrieval.ranks import World, run_command
 from tagsds.retrieval.scorer import without_dropout
 from tagsds.retrieval.search import Live, Store, Stored, choose_backend, search
 
@@ -253,20 +253,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """tagsds-mine."""
-
-    def body() -> None:
-        options = parse_arguments(arguments)
-        world, device = start_world()
-        try:
-            Mining(options, world, device).run()
-        except UserError:
-            if int(os.environ.get("RANK", 0)):
-                sys.exit(2)  # the first rank says it for all
-            raise
-        finally:
-            stop_world()
-
-    command(body)()
+    run_command(lambda: parse_arguments(arguments), lambda *given: Mining(*given).run())
 
 
 if __name__ == "__main__":

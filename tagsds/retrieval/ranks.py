@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from tagsds.errors import UserError, command
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -77,3 +84,19 @@ def stop_world() -> None:
     """Leave the process group, where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def run_command(parse: Callable[[], Options], work: Callable[[Options, World, torch.device], object]) -> None:
+    """A console command whose work several processes may share. The first one says what the user can mend, for all."""
+
+    def body() -> None:
+        try:
+            work(parse(), *start_world())
+        except UserError:
+            if int(os.environ.get("RANK", 0)):
+                sys.exit(2)
+            raise
+        finally:
+            stop_world()
+
+    command(body)()
