@@ -11,8 +11,6 @@ if not __package__:  # run as a script: imports start at the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import os
-import time
 from typing import Any
 
 import torch
@@ -37,7 +35,7 @@ from tagsds.engine.build import (
 from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.monitor import Monitor
 from tagsds.engine.offline import OfflineSource, uses_candidates
-from tagsds.errors import UserError
+from tagsds.errors import command
 from tagsds.files import write_json
 from tagsds.models import UniterModel
 from tagsds.models.heads import HEADS, initialise_heads
@@ -177,14 +175,7 @@ def examples_of_dev(data: str, config: RunConfig, model: UniterModel, scorer: Sc
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    try:
-        train(args)
-    except UserError as error:
-        if int(os.environ.get("RANK", "0")):
-            time.sleep(2)  # rank 0 says the same and ends all; only what went wrong here alone is printed
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    command(lambda: train(parse(argv)))()
 
 
 if __name__ == "__main__":

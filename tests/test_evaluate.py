@@ -267,6 +267,10 @@ def test_bad_options(corpus, run_folder, tmp_path, capsys):
     }
 
 
-def test_only_the_first_rank_speaks(corpus, tmp_path, capsys, monkeypatch):
+def test_further_ranks_leave_the_word_to_the_first(corpus, tmp_path, capsys, monkeypatch):
+    """The launcher ends them while they wait; what went wrong on one of them alone is said after that."""
+    waited = []
+    monkeypatch.setattr("time.sleep", lambda seconds: waited.append(capsys.readouterr().err))
     monkeypatch.setenv("RANK", "1")
-    assert fails(capsys, "--checkpoint", tmp_path, "--data", corpus) == ""
+    assert "neither config.json nor" in fails(capsys, "--checkpoint", tmp_path, "--data", corpus)
+    assert waited == [""]

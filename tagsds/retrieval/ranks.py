@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tagsds.errors import UserError, command
+from tagsds.errors import command
 
 Options = TypeVar("Options")
 
@@ -87,16 +86,9 @@ def stop_world() -> None:
 
 
 def run_command(parse: Callable[[], Options], work: Callable[[Options, World, torch.device], object]) -> None:
-    """A console command whose work several processes may share. The first one says what the user can mend, for all."""
-
-    def body() -> None:
-        try:
-            work(parse(), *start_world())
-        except UserError:
-            if int(os.environ.get("RANK", 0)):
-                sys.exit(2)
-            raise
-        finally:
-            stop_world()
-
-    command(body)()
+    """A console command whose work several processes may share. An error is said before the group is left: the other ranks, who
+    wait in a collective, would fail at that and say less."""
+    try:
+        command(lambda: work(parse(), *start_world()))()
+    finally:
+        stop_world()
