@@ -18,7 +18,7 @@ class PaddedScorer(Scorer):
         scores = []
         with without_dropout(self.model):
             table = self.model.embed(pairs.texts, pairs.images)
-            per_chunk = max(1, self.max_tokens // int(pairs.lengths.max()))
+            per_chunk = max(1, self.tokens_of_chunk(pairs.lengths.device) // int(pairs.lengths.max()))
             for index in torch.arange(len(pairs), device=pairs.text_of_pair.device).split(per_chunk):
                 text, image = pairs.text_of_pair[index], pairs.image_of_pair[index]
                 n, lengths = pairs.texts.lengths[text][:, None], pairs.lengths[index][:, None]

@@ -71,7 +71,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     parser.add_argument("--device", default="cpu")
@@ -85,11 +85,11 @@ def parse() -> argparse.Namespace:
         ("hidden", 192, "width"), ("layers", 4, "at least 2"), ("heads", 4, "of attention"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse()
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     torch.set_num_threads(args.threads)
     variants = Variants(args)
     with tempfile.TemporaryDirectory() as folder:
