@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_inputs import TinyCoco
+from uniter_inputs import UniterInputs
 
 
 @pytest.fixture
@@ -14,3 +15,9 @@ def tiny_coco(tmp_path: Path) -> TinyCoco:
     folder = tmp_path / "input"
     folder.mkdir()
     return TinyCoco(folder)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> UniterInputs:
+    """Inputs of source `uniter-lmdb`, not written yet."""
+    return UniterInputs(tmp_path)
