@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import published as pub
 import pytest
 import torch
 from published import ID, ids_of
-from tiny_inputs import load
+from tiny_inputs import contents, load
 from uniter_inputs import CAPTIONS, IMAGES, KEYS, NAMES, UniterInputs
 
 from preprocess import build, pack
@@ -20,11 +19,6 @@ from preprocess.spans import find_spans
 from preprocess.verify import verify_corpus
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
-from tagsds.files import sha256_of
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("compressed", ["", "_compressed"])
