@@ -124,9 +124,12 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool)
 
 def different_settings(saved: Path, config: RunConfig) -> list[str]:
     """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, descriptions, places) and
-    what `config` leaves open."""
+    what `config` leaves open. A key that came into the config after the run was saved counts as its default."""
     free = ("log.", "description", "data_folder", "init")
-    before, now = (_flat(value) for value in (OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config)))
+    default, before, now = (
+        _flat(value) for value in (as_dict(RunConfig()), OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config))
+    )
+    before = default | before
     keys = [key for key in now if now[key] is not None and not key.startswith(free)]
     return sorted(key for key in keys if before.get(key) != now[key])
 
