@@ -26,12 +26,12 @@ from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.load import check_data, ensure_rank_head, find_checkpoint, load_model, read_config
+from tagsds.ranks import World, run_command
 from tagsds.reporting.results import provenance, sha256_of, write_results
 from tagsds.retrieval.edits import score_edits
 from tagsds.retrieval.ensemble import member_names
 from tagsds.retrieval.evaluation import evaluate, first_captions, retrieval_results, shared_captions
 from tagsds.retrieval.pairs_file import read_pairs
-from tagsds.retrieval.ranks import World, run_command
 from tagsds.retrieval.scorer import Scorer
 from tagsds.retrieval.table import results_table
 
@@ -132,20 +132,20 @@ def load_models(options: argparse.Namespace, manifest: Manifest, device: torch.d
     return models, heads
 
 
-def run(options: argparse.Namespace, world: World, device: torch.device) -> None:
+def run(options: argparse.Namespace, world: World) -> None:
     """Check, load, evaluate; then the first rank writes and prints."""
     folder, home = find_checkpoint(options.checkpoint)
     manifest = read_manifest(options.data)
     manifest.shards(options.split)  # an unknown split ends it here
     check_sizes(options, manifest.splits[options.split]["images"])
     name, *others = member_names([find_checkpoint(path)[0] for path in (options.checkpoint, *options.ensemble)])
-    models, heads = load_models(options, manifest, device)
+    models, heads = load_models(options, manifest, world.device)
     first = None if options.pairs else options.first  # edits may name any image of the split
     bank, manifest = load_bank(options.data, options.split, first, progress=world.first, classes=False)
     edits = read_pairs(options.pairs, bank.keys, options.skip_missing_pairs)
     results = evaluate(
         models[options.checkpoint],
-        bank.to(device),
+        bank.to(world.device),
         load_tokenizer(manifest.folder / "tokenizer"),
         first=options.first,
         captions_per_image=options.captions_per_image,

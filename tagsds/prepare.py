@@ -14,11 +14,11 @@ from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import seed_of
-from tagsds.engine.build import barrier
 from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
 from tagsds.models.matchers import MATCHERS, Matcher
+from tagsds.ranks import World
 
 
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel | Matcher:
@@ -105,7 +105,7 @@ def check_positions(positions: int, manifest: Manifest) -> None:
         )
 
 
-def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool) -> None:
+def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) -> None:
     """Nothing that is there is overwritten: an output folder with a run in it is resumed, with the same settings, or refused."""
     saved = output / "config.yaml"
     if saved.is_file():
@@ -116,8 +116,8 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool)
                 f"--resume with other settings than {saved} has: {', '.join(changed)}; repeat the settings of its first start, "
                 "or name another --output."
             )
-    barrier()  # all ranks have looked before the first writes
-    if is_main:
+    world.wait()  # all ranks have looked before the first writes
+    if world.first:
         output.mkdir(parents=True, exist_ok=True)
         save_config(config, saved)
 

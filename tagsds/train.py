@@ -23,7 +23,6 @@ from tagsds.draw import Draw, seed_of
 from tagsds.engine import checkpoint
 from tagsds.engine.build import (
     GradientNorm,
-    agree,
     average_buffers,
     build_engine,
     build_optimiser,
@@ -68,7 +67,7 @@ def train(args: argparse.Namespace) -> None:
 
     mix = config.pretrain.mix
     needs_classes = config.objective == "pretrain" and bool(mix.get("mrckl") or mix.get("mrc"))
-    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main, needs_classes)
+    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.first, needs_classes)
     model = build_model(config, manifest, vocab)
     make = OBJECTIVES[config.objective]
     heads, started = make.heads(config), []
@@ -78,9 +77,9 @@ def train(args: argparse.Namespace) -> None:
     bank, checked = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
     drawn = random_negatives(config)
     check_size(bank, drawn, args.data)
-    config.batch.pairs = agree(batch_size(config, bank), world)
+    config.batch.pairs = world.agree(batch_size(config, bank))
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
-    prepare_output(args.output, config, args.resume, world.is_main)
+    prepare_output(args.output, config, args.resume, world)
 
     stage = zero_stage(ds)
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
@@ -102,7 +101,7 @@ def train(args: argparse.Namespace) -> None:
     log, monitor = config.log, Monitor(args.output, world, steps, start, config.recipe)
     true_pairs = config.batch.pairs * slots
     all_captions = manifest.splits[config.data.split]["captions"]
-    if world.is_main:
+    if world.first:
         monitor.bar.write(
             f"{config.recipe}: {sum(p.numel() for p in model.parameters()):,} parameters, {world.size} rank(s) on "
             f"{world.device.type}, ZeRO {stage}, {true_pairs} true pairs a step, {bank.num_images:,} images and "
@@ -155,13 +154,13 @@ def train(args: argparse.Namespace) -> None:
         negatives: list = []
         if objective.writes and isinstance(model, UniterModel) and "dev" in manifest.splits and log.examples:
             negatives = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
-        if world.is_main:
+        if world.first:
             found = {"scores": monitor.recent, "negatives": negatives}
             write_json(args.output / "examples.json", found)
     # last of all: a run with an export is a finished run
     checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage)
     monitor.close()
-    if world.is_main:
+    if world.first:
         print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")
 
 

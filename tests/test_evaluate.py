@@ -16,8 +16,8 @@ from tagsds.errors import UserError
 from tagsds.models import UniterModel
 from tagsds.models.load import ensure_rank_head, load_model
 from tagsds.models.uniter import Layout
+from tagsds.ranks import World
 from tagsds.retrieval.metrics import recalls
-from tagsds.retrieval.ranks import World
 from tests.launch import run_two
 
 
