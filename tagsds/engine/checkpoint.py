@@ -30,7 +30,7 @@ def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -
     if world.first:
         write_json(folder / f"step{step}" / "about.json", about)
         write_text(folder / "latest", f"step{step}")
-        steps = sorted(int(path.name[4:]) for path in folder.glob("step*") if path.name[4:].isdigit())
+        steps = steps_in(folder)
         for old in steps[:-keep] if keep else []:
             shutil.rmtree(folder / f"step{old}", ignore_errors=True)
         oldest = steps[-keep:][0] if keep else steps[0]
@@ -97,6 +97,11 @@ def _gathered(parameter) -> torch.Tensor:
         return parameter
     with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().clone()
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps that have a folder step<N> in it, ascending."""
+    return sorted(int(path.name[4:]) for path in folder.glob("step*") if path.name[4:].isdigit())
 
 
 def latest_step(output: Path) -> int:

@@ -13,6 +13,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.source import BankSource
 from tagsds.engine.build import average_buffers
+from tagsds.engine.checkpoint import steps_in
 from tagsds.errors import UserError
 from tagsds.models.matchers import Matcher
 from tagsds.models.uniter import UniterModel
@@ -99,6 +100,5 @@ class OfflineSource:
     def forget(self, oldest: int) -> None:
         """Drop what no checkpoint from step `oldest` on can need."""
         if self.world.first and self.folder.is_dir():
-            steps = sorted(int(path.name[4:]) for path in self.folder.glob("step*") if path.name[4:].isdigit())
-            for step in [step for step in steps if step <= oldest][:-1]:
+            for step in [step for step in steps_in(self.folder) if step <= oldest][:-1]:
                 shutil.rmtree(self.folder / f"step{step}", ignore_errors=True)
