@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 
@@ -18,14 +20,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}."
 
 
-def command(main: Callable[[], None]) -> Callable[[], None]:
+def command(main: Callable[[], object]) -> Callable[[], None]:
     """Wrap a console command: a UserError ends it with its sentence on stderr and exit status 2."""
 
     def run() -> None:
         try:
             main()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if int(os.environ.get("RANK", 0)):
+                time.sleep(2)  # rank 0 says the same and the launcher ends all; only what went wrong here alone is printed
+            print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
 
     return run

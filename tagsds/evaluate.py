@@ -23,16 +23,16 @@ import torch
 
 from tagsds.data.shards import Manifest, load_bank, read_manifest
 from tagsds.data.vocabulary import load_tokenizer
-from tagsds.errors import UserError, command
+from tagsds.errors import UserError
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.card import record_recalls
 from tagsds.models.load import check_data, ensure_rank_head, find_checkpoint, load_model, read_config
+from tagsds.ranks import World, run_command
 from tagsds.reporting.results import provenance, sha256_of, write_results
 from tagsds.retrieval.edits import score_edits
 from tagsds.retrieval.ensemble import member_names
 from tagsds.retrieval.evaluation import evaluate, first_captions, retrieval_results, shared_captions
 from tagsds.retrieval.pairs_file import read_pairs
-from tagsds.retrieval.ranks import World, start_world, stop_world
 from tagsds.retrieval.scorer import Scorer
 from tagsds.retrieval.table import results_table
 
@@ -133,20 +133,20 @@ def load_models(options: argparse.Namespace, manifest: Manifest, device: torch.d
     return models, heads
 
 
-def run(options: argparse.Namespace, world: World, device: torch.device) -> dict[str, Any] | None:
-    """Check, load, evaluate, write: the results on the first rank, None on the others."""
+def run(options: argparse.Namespace, world: World) -> None:
+    """Check, load, evaluate; then the first rank writes and prints."""
     folder, home = find_checkpoint(options.checkpoint)
     manifest = read_manifest(options.data)
     manifest.shards(options.split)  # an unknown split ends it here
     check_sizes(options, manifest.splits[options.split]["images"])
     name, *others = member_names([find_checkpoint(path)[0] for path in (options.checkpoint, *options.ensemble)])
-    models, heads = load_models(options, manifest, device)
+    models, heads = load_models(options, manifest, world.device)
     first = None if options.pairs else options.first  # edits may name any image of the split
     bank, manifest = load_bank(options.data, options.split, first, progress=world.first, classes=False)
     edits = read_pairs(options.pairs, bank.keys, options.skip_missing_pairs)
     results = evaluate(
         models[options.checkpoint],
-        bank.to(device),
+        bank.to(world.device),
         load_tokenizer(manifest.folder / "tokenizer"),
         first=options.first,
         captions_per_image=options.captions_per_image,
@@ -173,9 +173,11 @@ def run(options: argparse.Namespace, world: World, device: torch.device) -> dict
             settings["shortlist"] = source_of(options.shortlist, heads[options.shortlist])
             results["shortlist"] = {"checkpoint": settings["shortlist"]["checkpoint"], **results["shortlist"]}
         results["provenance"] = provenance(folder, options.data, **settings)
-        write_results(options.output or home / f"results-{options.split}.json", results)
+        output = options.output or home / f"results-{options.split}.json"
+        write_results(output, results)
         record_recalls(folder, options.split, options.data, results)
-    return results
+        print(results_table(results))
+        print(f"written to {output}")
 
 
 def source_of(path: Path, head: str) -> dict[str, str | None]:
@@ -188,24 +190,7 @@ def source_of(path: Path, head: str) -> dict[str, str | None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """tagsds-evaluate."""
-
-    def body() -> None:
-        options = parse_arguments(arguments)
-        world, device = start_world()
-        try:
-            results = run(options, world, device)
-            if results is not None:
-                print(results_table(results))
-                home = find_checkpoint(options.checkpoint)[1]
-                print(f"written to {options.output or home / f'results-{options.split}.json'}")
-        except UserError:
-            if int(os.environ.get("RANK", 0)):
-                sys.exit(2)  # the first rank says it for all
-            raise
-        finally:
-            stop_world()
-
-    command(body)()
+    run_command(lambda: parse_arguments(arguments), run)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from tagsds.errors import UserError
 
 
 @contextmanager
@@ -45,3 +47,10 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_exist(paths: Iterable[Path]) -> None:
+    """UserError for the first file that is not there."""
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; check the path.")

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest, load_bank, load_shards, read_manifest
-from tagsds.errors import UserError, command
+from tagsds.errors import UserError
 from tagsds.files import sha256_of, write_json, write_npy
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import VSRN, Matcher, MatcherConfig
+from tagsds.ranks import World, run_command
 from tagsds.retrieval.candidates import TABLES, join_tables, write_manifest
-from tagsds.retrieval.ranks import World, start_world, stop_world
 from tagsds.retrieval.scorer import without_dropout
 from tagsds.retrieval.search import Live, Store, Stored, choose_backend, search
 
@@ -82,8 +82,8 @@ def _compare(model: Matcher, queries_are_images: bool):
 class Mining:
     """One run of the command: what it was asked for, and where its parts lie."""
 
-    def __init__(self, options: argparse.Namespace, world: World, device: torch.device) -> None:
-        self.world, self.device, self.options = world, device, options
+    def __init__(self, options: argparse.Namespace, world: World) -> None:
+        self.world, self.device, self.options = world, world.device, options
         self.checkpoint, home = find_checkpoint(options.checkpoint)
         self.manifest: Manifest = read_manifest(options.data)
         self.shards = self.manifest.shards(options.split)
@@ -253,20 +253,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """tagsds-mine."""
-
-    def body() -> None:
-        options = parse_arguments(arguments)
-        world, device = start_world()
-        try:
-            Mining(options, world, device).run()
-        except UserError:
-            if int(os.environ.get("RANK", 0)):
-                sys.exit(2)  # the first rank says it for all
-            raise
-        finally:
-            stop_world()
-
-    command(body)()
+    run_command(lambda: parse_arguments(arguments), lambda options, world: Mining(options, world).run())
 
 
 if __name__ == "__main__":

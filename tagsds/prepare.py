@@ -14,13 +14,13 @@ from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import seed_of
-from tagsds.engine.build import barrier
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.card import Card
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
 from tagsds.models.matchers import MATCHERS, Matcher
+from tagsds.ranks import World
 
 
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel | Matcher:
@@ -113,7 +113,7 @@ def check_positions(positions: int, manifest: Manifest) -> None:
         )
 
 
-def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool) -> None:
+def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) -> None:
     """Nothing that is there is overwritten: an output folder with a run in it is resumed, with the same settings, or refused."""
     saved = output / "config.yaml"
     if saved.is_file():
@@ -124,17 +124,20 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, is_main: bool)
                 f"--resume with other settings than {saved} has: {', '.join(changed)}; repeat the settings of its first start, "
                 "or name another --output."
             )
-    barrier()  # all ranks have looked before the first writes
-    if is_main:
+    world.wait()  # all ranks have looked before the first writes
+    if world.first:
         output.mkdir(parents=True, exist_ok=True)
         save_config(config, saved)
 
 
 def different_settings(saved: Path, config: RunConfig) -> list[str]:
     """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, descriptions, places) and
-    what `config` leaves open."""
+    what `config` leaves open. A key that came into the config after the run was saved counts as its default."""
     free = ("log.", "description", "data_folder", "init")
-    before, now = (_flat(value) for value in (OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config)))
+    default, before, now = (
+        _flat(value) for value in (as_dict(RunConfig()), OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config))
+    )
+    before = default | before
     keys = [key for key in now if now[key] is not None and not key.startswith(free)]
     return sorted(key for key in keys if before.get(key) != now[key])
 

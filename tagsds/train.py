@@ -11,8 +11,6 @@ if not __package__:  # run as a script: imports start at the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import os
-import time
 from functools import partial
 from typing import Any
 
@@ -26,7 +24,6 @@ from tagsds.draw import Draw, seed_of
 from tagsds.engine import checkpoint
 from tagsds.engine.build import (
     GradientNorm,
-    agree,
     average_buffers,
     build_engine,
     build_optimiser,
@@ -38,7 +35,7 @@ from tagsds.engine.build import (
 from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.monitor import Monitor
 from tagsds.engine.offline import OfflineSource, uses_candidates
-from tagsds.errors import UserError
+from tagsds.errors import command
 from tagsds.files import write_json
 from tagsds.models import UniterModel
 from tagsds.models.heads import HEADS, initialise_heads
@@ -71,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
 
     mix = config.pretrain.mix
     needs_classes = config.objective == "pretrain" and bool(mix.get("mrckl") or mix.get("mrc"))
-    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main, needs_classes)
+    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.first, needs_classes)
     model = build_model(config, manifest, vocab)
     make = OBJECTIVES[config.objective]
     heads, started = make.heads(config), []
@@ -81,9 +78,9 @@ def train(args: argparse.Namespace) -> None:
     bank, checked = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
     drawn = random_negatives(config)
     check_size(bank, drawn, args.data)
-    config.batch.pairs = agree(batch_size(config, bank), world)
+    config.batch.pairs = world.agree(batch_size(config, bank))
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
-    prepare_output(args.output, config, args.resume, world.is_main)
+    prepare_output(args.output, config, args.resume, world)
 
     stage = zero_stage(ds)
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
@@ -106,7 +103,7 @@ def train(args: argparse.Namespace) -> None:
     true_pairs = config.batch.pairs * slots
     card = partial(card_of, config, manifest, true_pairs)
     all_captions = manifest.splits[config.data.split]["captions"]
-    if world.is_main:
+    if world.first:
         monitor.bar.write(
             f"{config.recipe}: {sum(p.numel() for p in model.parameters()):,} parameters, {world.size} rank(s) on "
             f"{world.device.type}, ZeRO {stage}, {true_pairs} true pairs a step, {bank.num_images:,} images and "
@@ -159,13 +156,13 @@ def train(args: argparse.Namespace) -> None:
         negatives: list = []
         if objective.writes and isinstance(model, UniterModel) and "dev" in manifest.splits and log.examples:
             negatives = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
-        if world.is_main:
+        if world.first:
             found = {"scores": monitor.recent, "negatives": negatives}
             write_json(args.output / "examples.json", found)
     # last of all: a run with an export is a finished run
     checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage, card(steps))
     monitor.close()
-    if world.is_main:
+    if world.first:
         print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")
 
 
@@ -179,14 +176,7 @@ def examples_of_dev(data: str, config: RunConfig, model: UniterModel, scorer: Sc
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    try:
-        train(args)
-    except UserError as error:
-        if int(os.environ.get("RANK", "0")):
-            time.sleep(2)  # rank 0 says the same and ends all; only what went wrong here alone is printed
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    command(lambda: train(parse(argv)))()
 
 
 if __name__ == "__main__":

@@ -69,6 +69,28 @@ def train(*args: Any, **kwargs: Any) -> str:
     return output
 
 
+def run_two(*command: object, **environment: str) -> list[str]:
+    """A Python file and its arguments as two processes that find each other, without a launcher; what each printed."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command), f"--local_rank={rank}"],
+            env=os.environ | shared | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [printed for printed, _ in outputs]
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     """The plug is pulled: the launcher and its ranks at once."""
     os.killpg(process.pid, signal.SIGKILL)

@@ -1,9 +1,6 @@
 """tagsds-evaluate from end to end on a random model, in one process and in two; and what the user is told."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,8 +16,9 @@ from tagsds.errors import UserError
 from tagsds.models import UniterModel
 from tagsds.models.load import ensure_rank_head, load_model
 from tagsds.models.uniter import Layout
+from tagsds.ranks import World
 from tagsds.retrieval.metrics import recalls
-from tagsds.retrieval.ranks import World
+from tests.launch import run_two
 
 
 @pytest.fixture(scope="module")
@@ -143,29 +141,9 @@ def test_bf16_is_near(corpus, run_folder, tmp_path):
 def test_two_processes_give_the_same_numbers(corpus, run_folder, edits, tmp_path):
     options = ["--checkpoint", run_folder, "--data", corpus, "--pairs", edits, "--first", "7"]
     call(*options, "--output", tmp_path / "one.json")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    # Run as a file, as the launchers do: this folder's random.py must not hide Python's.
-    command = [sys.executable, program.__file__, *map(str, options), "--output", str(tmp_path / "two.json")]
-    processes = [
-        subprocess.Popen(
-            [*command, f"--local_rank={rank}"],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], outputs
-    assert "R@1" in outputs[0][0] and outputs[1][0] == ""  # only the first rank prints
+    # Run as a file, as the launchers do: its folder must not stand first among the imports.
+    printed = run_two(program.__file__, *options, "--output", tmp_path / "two.json")
+    assert "R@1" in printed[0] and printed[1] == ""  # only the first rank prints
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert two["provenance"]["ranks"] == 2
     for part in ("recalls", "edits", "pairs_scored", "images", "captions"):
@@ -267,6 +245,10 @@ def test_bad_options(corpus, run_folder, tmp_path, capsys):
     }
 
 
-def test_only_the_first_rank_speaks(corpus, tmp_path, capsys, monkeypatch):
+def test_further_ranks_leave_the_word_to_the_first(corpus, tmp_path, capsys, monkeypatch):
+    """The launcher ends them while they wait; what went wrong on one of them alone is said after that."""
+    waited = []
+    monkeypatch.setattr("time.sleep", lambda seconds: waited.append(capsys.readouterr().err))
     monkeypatch.setenv("RANK", "1")
-    assert fails(capsys, "--checkpoint", tmp_path, "--data", corpus) == ""
+    assert "neither config.json nor" in fails(capsys, "--checkpoint", tmp_path, "--data", corpus)
+    assert waited == [""]

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from tagsds.config import load_config, save_config
+from tagsds.config import as_dict, load_config, save_config
 from tagsds.data.shards import Manifest, read_manifest
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.engine.build import describe_process
@@ -71,6 +72,15 @@ def test_only_settings_that_touch_numbers_count_on_resume(tmp_path: Path) -> Non
     assert different_settings(tmp_path / "config.yaml", same) == []
     other = load_config("tags-base-coco", ["seed=8", "optimiser.lr=1e-3"])
     assert different_settings(tmp_path / "config.yaml", other) == ["optimiser.lr", "seed"]
+
+
+def test_a_run_saved_before_a_key_was_there_had_its_default(tmp_path: Path) -> None:
+    saved = OmegaConf.create(as_dict(load_config("tags-base-coco", ["seed=7"])))
+    del saved["offline"], saved["quintuplet"], saved["optimiser"]["decay_at"]
+    OmegaConf.save(saved, tmp_path / "config.yaml")
+    assert different_settings(tmp_path / "config.yaml", load_config("tags-base-coco", ["seed=7"])) == []
+    other = load_config("tags-base-coco", ["seed=7", "optimiser.decay_at=[100]", "offline.pool=9", "offline.first=0"])
+    assert different_settings(tmp_path / "config.yaml", other) == ["offline.pool", "optimiser.decay_at"]
 
 
 def test_processes_of_srun_find_each_other() -> None:

@@ -21,6 +21,7 @@ from preprocess.records import ImageRecord
 from preprocess.sources.boxes import fractions
 from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
 from tagsds.errors import UserError
+from tagsds.files import check_exist
 
 CONFIDENCE = 0.2  # regions above it are kept,
 FEWEST, MOST = 10, 100  # but at least and at most so many
@@ -73,9 +74,7 @@ class ButdTsvSource(IndexedSource):
     ) -> ButdTsvSource:  # fmt: skip
         """Read captions and split, and find the line of each image. `empty_images`: error or skip."""
         files = [*tsv, *captions, split, *([class_names] if class_names else [])]
-        for path in files:
-            if not path.is_file():
-                raise UserError(f"{path} does not exist; check the path.")
+        check_exist(files)
         index = read_index(captions, split)
         names: list[str] = []
         if class_names is not None and soft_classes:

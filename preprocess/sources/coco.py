@@ -16,6 +16,7 @@ from preprocess.records import ImageRecord, seed_of
 from preprocess.sources.boxes import fractions
 from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index, read_json
 from tagsds.errors import UserError
+from tagsds.files import check_exist
 
 WHOLE_IMAGE = "whole image"  # pseudo-class of the one region of an image without boxes
 
@@ -43,9 +44,7 @@ class CocoSource(IndexedSource):
     ) -> CocoSource:  # fmt: skip
         """Read the files. `empty_images`: what to do with images without boxes: error, whole or skip."""
         files = [*captions, *boxes, split, *([class_names] if class_names else [])]
-        for path in files:
-            if not path.is_file():
-                raise UserError(f"{path} does not exist; check the path.")
+        check_exist(files)
         index = read_index(captions, split)
         names: list[str] = class_names.read_text(encoding="utf-8").split("\n") if class_names else []
         names = [name.strip() for name in names if name.strip()]

@@ -11,6 +11,7 @@ from typing import Any
 
 from preprocess.records import Caption
 from tagsds.errors import UserError
+from tagsds.files import check_exist
 
 COCO_STEM = re.compile(r"^(?:COCO_[a-z]+\d{4}_)?(\d{12})$")
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
@@ -44,8 +45,7 @@ class CaptionIndex:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; UserError where there is none or it is cut short."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; check the path.")
+    check_exist([path])
     try:
         with open(path, encoding="utf-8") as stream:
             return json.load(stream)

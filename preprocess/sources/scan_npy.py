@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from preprocess.records import Caption, ImageRecord
 from tagsds.errors import UserError
+from tagsds.files import check_exist
 
 SPLITS = ("train", "dev", "test")
 
@@ -102,8 +103,7 @@ class ScanNpySource:
 
 def rows_of(path: Path) -> NDArray:
     """The array of a file, mapped: pages are read as images are packed."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; check the path.")
+    check_exist([path])
     state = path.stat()
     return _map(path, state.st_size, state.st_mtime_ns)
 
@@ -126,8 +126,7 @@ def _map(path: Path, size: int, changed: int) -> NDArray:
 def read_part(ims: Path, caps: Path, captions_per_image: int) -> Part:
     """One split; from the two counts follows whether images are repeated for their captions."""
     rows = rows_of(ims)
-    if not caps.is_file():
-        raise UserError(f"{caps} does not exist; check the path.")
+    check_exist([caps])
     try:
         captions = caps.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

@@ -7,7 +7,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,7 @@ from torch import nn
 from tagsds.config import OptimiserConfig
 from tagsds.engine.ds_config import offloads
 from tagsds.errors import UserError
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all: rank, number of ranks, device."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+from tagsds.ranks import World, current_world
 
 
 def describe_process(env: MutableMapping[str, str]) -> None:
@@ -73,8 +60,7 @@ def init_distributed() -> World:
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     if not on_gpu:
         forget_shared_buffer(dist.get_rank())
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    return current_world(torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
 
 
 def forget_shared_buffer(rank: int) -> None:
@@ -94,18 +80,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         pass  # another C library: nothing is lost but speed
-
-
-def agree(value: int, world: World) -> int:
-    """Rank 0's value, on all ranks."""
-    shared = torch.tensor(value, device=world.device)
-    dist.broadcast(shared, 0)
-    return int(shared)
-
-
-def barrier() -> None:
-    """Wait until all ranks have come here."""
-    dist.barrier()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from tagsds.engine.build import World
 from tagsds.errors import UserError
 from tagsds.files import write_json, write_text
 from tagsds.models.card import Card
+from tagsds.ranks import World
 
 
 def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -> int:
@@ -28,15 +27,15 @@ def save(engine, output: Path, step: int, keep: int, world: World, stage: int) -
     about = {"step": step, "ranks": world.size, "zero_stage": stage}
     client = {"tagsds": about, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
     engine.save_checkpoint(str(folder), tag=f"step{step}", client_state=client, save_latest=False)
-    dist.barrier()  # DeepSpeed's own `latest` would move before the other ranks are done
-    if world.is_main:
+    world.wait()  # DeepSpeed's own `latest` would move before the other ranks are done
+    if world.first:
         write_json(folder / f"step{step}" / "about.json", about)
         write_text(folder / "latest", f"step{step}")
-        steps = sorted(int(path.name[4:]) for path in folder.glob("step*") if path.name[4:].isdigit())
+        steps = steps_in(folder)
         for old in steps[:-keep] if keep else []:
             shutil.rmtree(folder / f"step{old}", ignore_errors=True)
         oldest = steps[-keep:][0] if keep else steps[0]
-    dist.barrier()
+    world.wait()
     return oldest
 
 
@@ -75,7 +74,7 @@ def export(
         else:
             state[name] = parameter.detach().float().cpu()
     state |= {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
-    if world.is_main:
+    if world.first:
         config = type(model.config).from_dict(model.config.to_dict())
         if trained_heads:
             config.trained_heads = sorted({*config.trained_heads, *trained_heads})
@@ -90,7 +89,7 @@ def export(
         card.write(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    dist.barrier()
+    world.wait()
 
 
 def _gathered(parameter) -> torch.Tensor:
@@ -100,6 +99,11 @@ def _gathered(parameter) -> torch.Tensor:
         return parameter
     with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().clone()
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps that have a folder step<N> in it, ascending."""
+    return sorted(int(path.name[4:]) for path in folder.glob("step*") if path.name[4:].isdigit())
 
 
 def latest_step(output: Path) -> int:

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from tagsds.engine.build import World
 from tagsds.objectives.report import Report
+from tagsds.ranks import World
 
 SCORES_KEPT = 2000  # of each kind, for the report's distributions
 
@@ -24,9 +24,9 @@ class Monitor:
     def __init__(self, output: Path, world: World, steps: int, start: int, description: str) -> None:
         self.world = world
         self.path = output / "log.jsonl"
-        self.bar = tqdm(total=steps, initial=start, desc=description, unit="step", disable=not world.is_main)
+        self.bar = tqdm(total=steps, initial=start, desc=description, unit="step", disable=not world.first)
         self.writer = None
-        if world.is_main:
+        if world.first:
             from torch.utils.tensorboard import SummaryWriter
 
             _drop_rows_after(self.path, start)

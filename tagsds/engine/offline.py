@@ -12,13 +12,14 @@ from tagsds.config_offline import needs_candidates
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.source import BankSource
-from tagsds.engine.build import World, average_buffers, barrier
+from tagsds.engine.build import average_buffers
+from tagsds.engine.checkpoint import steps_in
 from tagsds.errors import UserError
 from tagsds.models.matchers import Matcher
 from tagsds.models.uniter import UniterModel
 from tagsds.negatives.offline import Candidates, check_ranks
 from tagsds.negatives.remine import rescore
-from tagsds.retrieval.ranks import current_world
+from tagsds.ranks import World
 from tagsds.retrieval.scorer import Scorer
 
 
@@ -81,24 +82,23 @@ class OfflineSource:
         from tagsds.mine import mine_bank
         from tagsds.retrieval.candidates import write_candidates
 
-        ranks = current_world()
-        images = ranks.share(torch.arange(bank.num_images, device=bank.device))
-        captions = ranks.share(torch.arange(bank.num_captions, device=bank.device))
+        world = self.world
+        images = world.share(torch.arange(bank.num_images, device=bank.device))
+        captions = world.share(torch.arange(bank.num_captions, device=bank.device))
         if isinstance(self.model, Matcher):
-            average_buffers(self.model, self.world)
+            average_buffers(self.model, world)
             widths = self.mined.captions_of_image.shape[1], self.mined.images_of_caption.shape[1]
             rows = mine_bank(self.model, bank, *widths, images, captions)
         else:
-            rows = rescore(self.scorer, bank, self._loaded[1], self.config.pool, images, captions, progress=self.world.is_main)
-        whole = [ranks.gather(part.to(bank.device), n) for part, n in zip(rows, (bank.num_images, bank.num_captions), strict=True)]
+            rows = rescore(self.scorer, bank, self._loaded[1], self.config.pool, images, captions, progress=world.first)
+        whole = [world.gather(part.to(bank.device), n) for part, n in zip(rows, (bank.num_images, bank.num_captions), strict=True)]
         if whole[0] is not None and whole[1] is not None:
             about = {"checkpoint": f"{folder.parent.parent} after {folder.name}", "checkpoint_sha256": ""}
             write_candidates(folder, self.manifest, self.split, whole[0].cpu().numpy(), whole[1].cpu().numpy(), about)
-        barrier()
+        world.wait()
 
     def forget(self, oldest: int) -> None:
         """Drop what no checkpoint from step `oldest` on can need."""
-        if self.world.is_main and self.folder.is_dir():
-            steps = sorted(int(path.name[4:]) for path in self.folder.glob("step*") if path.name[4:].isdigit())
-            for step in [step for step in steps if step <= oldest][:-1]:
+        if self.world.first and self.folder.is_dir():
+            for step in [step for step in steps_in(self.folder) if step <= oldest][:-1]:
                 shutil.rmtree(self.folder / f"step{step}", ignore_errors=True)

@@ -32,8 +32,7 @@ class Candidates:
     """captions_of_image int32 [I, Kc], images_of_caption int32 [C, Ki] on the CPU: numbers of the split, hardest first, -1 behind
     a row that has fewer; nothing of the own image among them. `manifest` is the folder's candidates.json.
 
-    Read from a folder they are maps of its files: the ranks of a machine share the pages, and what re-mining writes stays in
-    the process's own memory.
+    Read from a folder they are maps of its files, so that the ranks of a machine share the pages.
     """
 
     captions_of_image: Tensor
@@ -72,11 +71,6 @@ class Candidates:
         tables = {name: _table(folder / f"{name}.npy", shape, sums[name]) for name, shape in shapes.items()}
         return cls(tables["captions_of_image"], tables["images_of_caption"], manifest, folder)
 
-    def update(self, images: Tensor, image_rows: Tensor, captions: Tensor, caption_rows: Tensor) -> None:
-        """Put the rows of `rescore` in the places of these images and captions."""
-        self.captions_of_image[images.cpu()] = image_rows.cpu().to(self.captions_of_image.dtype)
-        self.images_of_caption[captions.cpu()] = caption_rows.cpu().to(self.images_of_caption.dtype)
-
 
 def _table(path: Path, shape: tuple[int, int], checksum: str) -> Tensor:
     if not path.is_file():
@@ -84,7 +78,7 @@ def _table(path: Path, shape: tuple[int, int], checksum: str) -> Tensor:
     if sha256_of(path) != checksum:
         raise UserError(f"{path} has another sha256 than candidates.json says; copy it again or run tagsds-mine again.")
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: the file itself never changes
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants it writable; copy on write leaves the file alone
     except (ValueError, EOFError) as error:
         raise UserError(f"{path} is no whole npy array; run tagsds-mine again.") from error
     if array.dtype != np.int32 or array.shape != shape:

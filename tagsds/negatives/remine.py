@@ -17,7 +17,7 @@ PAIRS_A_CALL = 4096  # scored in one call of the scorer, which embeds the texts 
 def rescore(
     scorer: Scorer, bank: Bank, candidates: Candidates, pool: int, images: Tensor, captions: Tensor, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """New rows int32 [n, Kc] of `images` (int64 [n]) and [m, Ki] of `captions` (int64 [m]), on the CPU, for `Candidates.update`.
+    """New rows int32 [n, Kc] of `images` (int64 [n]) and [m, Ki] of `captions` (int64 [m]), on the CPU.
 
     The first `pool` candidates of each row are put in the order of the encoder's score, hardest first, equal ones as they were;
     the ranks behind stay. So each rank orders its share of the images and captions; under ZeRO-3, where all ranks must call the

@@ -13,9 +13,9 @@ from tagsds.data.pairs import Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.errors import UserError
 from tagsds.models.load import positions_of_model
+from tagsds.ranks import World
 from tagsds.retrieval.metrics import pair_accuracy
 from tagsds.retrieval.pairs_file import EditPair, EditSet
-from tagsds.retrieval.ranks import World
 from tagsds.retrieval.scorer import PairScorer
 
 

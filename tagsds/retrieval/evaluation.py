@@ -17,13 +17,13 @@ from tagsds.data.bank import Bank
 from tagsds.models import UniterModel
 from tagsds.models.load import check_captions, positions_of_model
 from tagsds.models.matchers.matcher import Matcher
+from tagsds.ranks import World, current_world
 from tagsds.reporting.results import FORMAT, VERSION, ranking_examples, score_histogram
 from tagsds.retrieval.edits import accuracies, score_edits
 from tagsds.retrieval.ensemble import average
 from tagsds.retrieval.matcher_scorer import scorer_of
 from tagsds.retrieval.metrics import coco_folds, recalls
 from tagsds.retrieval.pairs_file import EditSet
-from tagsds.retrieval.ranks import World, current_world
 from tagsds.retrieval.rerank import rerank_results, score_shortlists
 from tagsds.retrieval.scorer import PairScorer, clock, score_matrix
 
@@ -88,7 +88,7 @@ def evaluate(
     ensemble   further models of the same kind, by name, whose scores are averaged with those of `model` (called `name`)
     shortlist  a matcher; the model scores its `rerank` best of each query again. exact=False leaves the whole matrix away
     """
-    world = world or current_world()
+    world = world or current_world(bank.device)
     count = bank.num_images if first is None else min(first, bank.num_images)
     captions = first_captions(bank, count, captions_per_image) if retrieval else torch.empty(0, dtype=torch.int64)
     images = torch.arange(count, device=bank.device)

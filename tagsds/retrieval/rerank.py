@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.errors import UserError
+from tagsds.ranks import World
 from tagsds.retrieval.metrics import ROWS, check_scores, ranks, recalls, recalls_of_ranks
-from tagsds.retrieval.ranks import World
 from tagsds.retrieval.scorer import PairScorer, clock, score_listed
 
 ABOVE = 2.0**33  # more than any two order keys are apart
@@ -148,7 +148,7 @@ def score_shortlists(
             wanted = wanted[~known[wanted]]
             known[wanted] = True
         started = clock(device)
-        wanted = world.broadcast(wanted, device)
+        wanted = world.broadcast(wanted)
         mine = world.share(wanted)
         part = score_listed(
             encoder, bank, images[mine // sizes[1]], captions[mine % sizes[1]], progress=progress and world.first

@@ -82,10 +82,13 @@ class Scorer:
                     scores[index] = score
         return scores
 
+    def tokens_of_chunk(self, device: torch.device) -> int:
+        """At most. A CPU is fastest while a chunk stays in its cache; asked when scoring, for an engine moves the model later."""
+        return self.max_tokens or (131072 if device.type == "cuda" else 6144)
+
     def chunks(self, lengths: Tensor) -> list[Tensor]:
         """Pair numbers of each chunk, by length; a chunk of decent size ends where the length changes."""
-        # a CPU is fastest while a chunk stays in its cache; asked here, since an engine moves the model after this is built
-        most = self.max_tokens or (131072 if lengths.is_cuda else 6144)
+        most = self.tokens_of_chunk(lengths.device)
         order = torch.argsort(lengths, stable=True)
         values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
         cuts, taken, start, position = [], 0, 0, 0

@@ -16,269 +16,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tagsds.config import RunConfig
-from tagsds.data.bank import Bank
-from tagsds.data.pairs import Pairs, select_images
-from tagsds.data.ragged import Ragged
-from tagsds.data.vocabulary import Vocabulary
-from tagsds.draw import Draw
-from tagsds.models import UniterConfig, UniterModel
-from tagsds.models.uniter import Layout
-from tagsds.negatives import writer
-from tagsds.negatives.random import draw_images
-from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.retrieval.scorer import Scorer, without_dropout
-from tests.bench.plain_step import plain_step
-
-VOCAB = Vocabulary(size=28996, pad=0, unk=100, cls=101, sep=102, mask=103)
+from tagsds.models import UniterModel
+from tests.bench.variants import Variants
 
 
-def corpus(images: int, seed: int = 0) -> Bank:
-    """Words follow a power law, so that refills repeat as they do in practice."""
-    rng = np.random.default_rng(seed)
-    regions = torch.from_numpy(rng.normal(36, 18, images).clip(10, 100).astype(np.int64))
-    pieces = torch.from_numpy(rng.integers(8, 21, 5 * images))
-    words = torch.from_numpy((104 + rng.zipf(1.3, int(pieces.sum())) % 5000).astype(np.int32))
-    ends = torch.tensor([101], dtype=torch.int32), torch.tensor([102], dtype=torch.int32)
-    rows = [torch.cat([ends[0], row, ends[1]]) for row in words.split(pieces.tolist())]
-    tokens = Ragged.from_rows(rows)
-    spans = [[(n, p) for n, p in enumerate(range(1, length + 1, 2))] for length in pieces.tolist()]  # every second word
-    corners = torch.from_numpy(rng.random((int(regions.sum()), 2, 2)).astype(np.float32)).sort(dim=1).values
-    feature = torch.randn(int(regions.sum()), 2048, generator=torch.Generator().manual_seed(seed)).relu().half()
-    return Bank(
-        tokens=tokens,
-        spans=Ragged.from_rows([torch.tensor(row, dtype=torch.int32) for row in spans]),
-        image_of_caption=torch.arange(images).repeat_interleave(5),
-        captions_of_image=Ragged(torch.arange(5 * images), torch.full((images,), 5)),
-        regions=Ragged(feature, regions),
-        boxes=corners.flatten(1),
-    )
+def seconds_of(step: Callable[[], Tensor], model: UniterModel, device: torch.device) -> float:
+    """Forward and backward."""
+    model.zero_grad(set_to_none=True)
+    _wait(device)
+    begin = time.perf_counter()
+    step().backward()
+    _wait(device)
+    return time.perf_counter() - begin
 
 
-class Bench:
-    """The step in all its variants; `variants` maps a name to (what it shows, the step)."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.device = args, torch.device(args.device)
-        config = RunConfig()
-        config.negatives.count, config.negatives.keep = args.count, args.keep
-        config.synthetic.maskings, config.synthetic.refills = args.maskings, args.refills
-        config.loss.syn, config.loss.mlm, config.loss.disc, config.loss.corr = 1e-4, 0.05, 5e-4, 5e-4
-        self.config = config
-        self.bank = corpus(args.images).to(self.device)
-        torch.manual_seed(0)
-        sizes = UniterConfig(
-            hidden_size=args.hidden, num_hidden_layers=args.layers, num_attention_heads=args.heads,
-            intermediate_size=4 * args.hidden, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-        self.model = UniterModel(sizes).to(self.device, dtype).train()
-        self.scorer = Scorer(self.model)
-        self.objective = RetrievalObjective(self.model, config, VOCAB, self.scorer)
-        random = torch.Generator().manual_seed(1)
-        captions = torch.randperm(self.bank.num_captions, generator=random)
-        self.captions = captions[: args.captions].to(self.device)
-        self.draw = Draw(42, 0, 0)
-
-    # --- the step and the plain step ---
-
-    def ours(self) -> Tensor:
-        return self.objective(self.bank, self.captions, self.draw).total
-
-    def plain(self) -> Tensor:
-        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, VOCAB)[0]
-
-    # --- one saving taken out; the numbers are those of design.md, "Speed" ---
-
-    @contextmanager
-    def padded(self) -> Iterator[None]:
-        """1. Scoring with padded linear layers, pairs in the order they come."""
-        with patch.object(self.objective, "scorer", PaddedScorer(self.model)):
-            yield
-
-    @contextmanager
-    def own_rows(self) -> Iterator[None]:
-        """2. Each pair embeds its own copy of its text and image."""
-        forward = type(self.model).forward
-
-        def repeated(pairs: Pairs, keep: Tensor | None = None, table: Any = None) -> Tensor:
-            every = torch.arange(len(pairs), device=self.device)
-            texts, images = pairs.texts.select(pairs.text_of_pair), select_images(pairs.images, pairs.image_of_pair)
-            return forward(self.model, Pairs(texts, images, every, every), keep)
-
-        with patch.object(self.model, "forward", repeated):
-            yield
-
-    @contextmanager
-    def score_dropped(self) -> Iterator[None]:
-        """3. Repeated and filtered sentences are scored, then dropped."""
-        score = writer.score_sentences
-
-        def all_of_them(scorer, bank, ids, lengths, images):
-            written = self.args.captions * self.args.maskings * self.args.refills
-            index = torch.arange(written, device=ids.device) % len(ids)  # as many as were written
-            return score(scorer, bank, ids[index], lengths[index], images[index])[: len(ids)]
-
-        with patch.object(writer, "score_sentences", all_of_them):
-            yield
-
-    @contextmanager
-    def vocabulary_everywhere(self) -> Iterator[None]:
-        """4. Vocabulary logits at every word."""
-        maskings = writer.mask_captions(
-            self.bank, self.captions, self.config.synthetic, VOCAB, self.draw.generator(self.device, "mask")
-        )
-        words = int(maskings.lengths.sum()) * self.args.maskings
-        times = max(1, round(words / int(maskings.chosen.sum())) - 1)
-
-        def repeating(head):
-            forward = type(head).forward
-            return lambda x: forward(head, x) + 0.0 * forward(head, x.repeat(times, 1)).sum()
-
-        with ExitStack() as stack:
-            for head in (self.model.mlm, self.model.correct):
-                stack.enter_context(patch.object(head, "forward", repeating(head)))
-            yield
-
-    @contextmanager
-    def full_last_layer(self) -> Iterator[None]:
-        """5. Last layer at every position."""
-        forward = type(self.model).forward
-
-        def whole(pairs: Pairs, keep: Tensor | None = None, table: Any = None) -> Tensor:
-            states = forward(self.model, pairs, None, table)
-            return states if keep is None else states[keep]
-
-        with patch.object(self.model, "forward", whole):
-            yield
-
-    @contextmanager
-    def true_pair_thrice(self) -> Iterator[None]:
-        """6. The true pair forwarded for t2i, i2t and syn."""
-        forward = type(self.model).forward
-
-        def thrice(pairs: Pairs, keep: Tensor | None = None, table: Any = None) -> Tensor:
-            if not torch.is_grad_enabled():
-                return forward(self.model, pairs, keep, table)
-            index = torch.cat([torch.arange(len(pairs)), torch.arange(len(self.captions)).repeat(2)]).to(self.device)
-            more = pairs.subset(index)
-            extra = Layout.of(more).cls()[len(pairs) :]
-            return forward(self.model, more, torch.cat([keep, extra]))[: len(keep)]
-
-        with patch.object(self.model, "forward", thrice):
-            yield
-
-    def read_from_disk(self, folder: Path) -> Callable[[], Tensor]:
-        """7. The features of the random images read from a file each (the files are in the page cache)."""
-        for image in range(self.bank.num_images):
-            np.save(folder / f"{image}.npy", self.bank.regions[image].cpu().numpy())
-
-        def step() -> Tensor:
-            own = self.bank.image_of_caption[self.captions]
-            for row in draw_images(self.bank, own, self.args.count, self.draw.generator(self.device, "read")).tolist():
-                for image in row:
-                    torch.from_numpy(np.load(folder / f"{image}.npy").astype(np.float32)).to(self.device)
-            return self.ours()
-
-        return step
-
-    def one_caption_a_time(self) -> Tensor:
-        """8. Every caption on its own."""
-        return torch.stack([self.objective(self.bank, c, self.draw).total for c in self.captions.split(1)]).mean()
-
-    def within(self, context: Callable[[], Any]) -> Callable[[], Tensor]:
-        def step() -> Tensor:
-            with context():
-                return self.ours()
-
-        return step
-
-    # --- options that change the arithmetic ---
-
-    def bf16_mining(self) -> Tensor:
-        with patch.object(self.scorer, "dtype", torch.bfloat16):
-            return self.ours()
-
-    def shared_negatives(self) -> Tensor:
-        with patch.object(self.config.negatives, "shared", True):
-            return self.ours()
-
-    def variants(self, folder: Path) -> dict[str, Callable[[], Tensor]]:
-        return {
-            "ours": self.ours,
-            "plain": self.plain,
-            "without 1: scoring padded": self.within(self.padded),
-            "without 2: tables embedded for each pair": self.within(self.own_rows),
-            "without 3: dropped sentences scored": self.within(self.score_dropped),
-            "without 4: vocabulary at every word": self.within(self.vocabulary_everywhere),
-            "without 5: last layer at every position": self.within(self.full_last_layer),
-            "without 6: true pair three times": self.within(self.true_pair_thrice),
-            "without 7: features read from files": self.read_from_disk(folder),
-            "without 8: one caption at a time": self.one_caption_a_time,
-            "option: bf16 mining": self.bf16_mining,
-            "option: shared negatives": self.shared_negatives,
-        }
-
-    def seconds(self, step: Callable[[], Tensor]) -> float:
-        self.model.zero_grad(set_to_none=True)
-        self._wait()
-        begin = time.perf_counter()
-        step().backward()
-        self._wait()
-        return time.perf_counter() - begin
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-class PaddedScorer(Scorer):
-    """Tables embedded once as ever, but each chunk padded to its longest pair, in the order of the pairs."""
-
-    @torch.no_grad()
-    def __call__(self, pairs: Pairs, progress: bool = False) -> Tensor:
-        scores = []
-        with without_dropout(self.model):
-            table = self.model.embed(pairs.texts, pairs.images)
-            per_chunk = max(1, self.max_tokens // int(pairs.lengths.max()))
-            for index in torch.arange(len(pairs), device=pairs.text_of_pair.device).split(per_chunk):
-                text, image = pairs.text_of_pair[index], pairs.image_of_pair[index]
-                n, lengths = pairs.texts.lengths[text][:, None], pairs.lengths[index][:, None]
-                column = torch.arange(int(lengths.max()), device=index.device)
-                at_word = pairs.texts.offsets[text][:, None] + column
-                at_region = pairs.images.regions.offsets[image][:, None] + table.image_start + column - n
-                gather = torch.where(column < n, at_word, at_region).clamp(max=len(table.x) - 1)
-                states = cls_states(self.model, table.x[gather], table.qkv[gather], (column < lengths)[:, None, None, :])
-                scores.append(self.model.score(states))
-        return torch.cat(scores)
-
-
-def cls_states(model: UniterModel, x: Tensor, qkv: Tensor, mask: Tensor) -> Tensor:
-    """States of [CLS] from padded x [P, L, H] and the first layer's projections; the last layer is left short."""
-    first, last = model.layers[0], model.layers[-1]
-    for layer in model.layers:
-        known = qkv if layer is first else layer.qkv(x)
-        query, key, value = (p.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for p in known.chunk(3, dim=-1))
-        if layer is last:
-            query, x = query[:, :, :1], x[:, :1]
-        context = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = layer.attention_norm(x + layer.attention_out(context.transpose(1, 2).flatten(2)))
-        x = layer.norm(x + layer.contract(torch.nn.functional.gelu(layer.expand(x))))
-    return x[:, 0]
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def machine(device: torch.device) -> str:
@@ -306,7 +71,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     parser.add_argument("--device", default="cpu")
@@ -320,20 +85,20 @@ def parse() -> argparse.Namespace:
         ("hidden", 192, "width"), ("layers", 4, "at least 2"), ("heads", 4, "of attention"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse()
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     torch.set_num_threads(args.threads)
-    bench = Bench(args)
+    variants = Variants(args)
     with tempfile.TemporaryDirectory() as folder:
-        variants = bench.variants(Path(folder))
-        losses = {name: float(step().detach()) for name, step in variants.items()}  # warms up, too
-        taken: dict[str, list[float]] = {name: [] for name in variants}
+        steps = variants.steps(Path(folder))
+        losses = {name: float(step().detach()) for name, step in steps.items()}  # warms up, too
+        taken: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(args.repeats):
-            for name, step in variants.items():
-                taken[name].append(bench.seconds(step))
+            for name, step in steps.items():
+                taken[name].append(seconds_of(step, variants.model, variants.device))
     base = median(taken["ours"])
     rows = [
         {"variant": name, "seconds": median(times), "ratio": median(times) / base, "loss": losses[name], "all": times}

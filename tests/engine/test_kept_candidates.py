@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tagsds.config_offline import OfflineConfig
-from tagsds.engine.build import World
 from tagsds.engine.offline import OfflineSource
 from tagsds.errors import UserError
 from tagsds.negatives.offline import Candidates
+from tagsds.ranks import World
 
 
 @pytest.mark.parametrize(

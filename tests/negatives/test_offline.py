@@ -78,19 +78,6 @@ def test_what_was_written_is_read(corpus, world, tmp_path):
     assert (read.manifest["checkpoint"], read.folder) == ("runs/first/export", folder)
 
 
-def test_an_update_stays_in_memory(corpus, world, tmp_path):
-    _, manifest, candidates = corpus
-    folder = write(tmp_path / "mined", world, candidates)
-    read = Candidates.read(folder, manifest, "dev")
-    new = candidates.captions_of_image[[2]].flip(1), candidates.images_of_caption[[8, 5]].flip(1)
-    read.update(torch.tensor([2]), new[0], torch.tensor([8, 5]), new[1])
-    assert read.captions_of_image[2].tolist() == candidates.captions_of_image[2].tolist()[::-1]
-    assert read.images_of_caption[5].tolist() == candidates.images_of_caption[5].tolist()[::-1]
-    assert torch.equal(read.captions_of_image[3:], candidates.captions_of_image[3:])
-    again = Candidates.read(folder, manifest, "dev")  # checksums included
-    assert torch.equal(again.captions_of_image, candidates.captions_of_image)
-
-
 def refusal(folder, manifest, split="dev") -> str:
     with pytest.raises(UserError) as error:
         Candidates.read(folder, manifest, split)
@@ -285,7 +272,7 @@ def test_re_mining_orders_the_pool_and_nothing_else(corpus, monkeypatch, block):
     before = Candidates(padded, candidates.images_of_caption, {})
     images, captions = torch.tensor([2, 7, 9]), torch.tensor([0, 33, 34, 58])
     new_images, new_captions = rescore(Scorer(model), bank, before, pool, images, captions)
-    assert torch.equal(before.captions_of_image, padded), "the candidates themselves change by update alone"
+    assert torch.equal(before.captions_of_image, padded), "the candidates themselves stay"
     with torch.no_grad():
         for image, row in zip(images.tolist(), new_images.tolist()):
             old = padded[image].tolist()
@@ -297,8 +284,9 @@ def test_re_mining_orders_the_pool_and_nothing_else(corpus, monkeypatch, block):
             assert row == [*sorted(score, key=score.get, reverse=True), *old[pool:]]
     again = rescore(Scorer(model), bank, before, pool, images, captions)
     assert torch.equal(again[0], new_images) and torch.equal(again[1], new_captions)
-    before.update(images, new_images, captions, new_captions)
-    settled = rescore(Scorer(model), bank, before, pool, images, captions)
+    after = Candidates(padded.clone(), before.images_of_caption.clone(), {})
+    after.captions_of_image[images], after.images_of_caption[captions] = new_images, new_captions
+    settled = rescore(Scorer(model), bank, after, pool, images, captions)
     assert torch.equal(settled[0], new_images) and torch.equal(settled[1], new_captions)
 
 

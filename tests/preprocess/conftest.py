@@ -6,16 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_inputs import TinyCoco
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of public data, for tests that skip without it."""
-    if not SHARED.is_dir():
-        pytest.skip("../shared/data is absent")
-    return SHARED
+from uniter_inputs import UniterInputs
 
 
 @pytest.fixture
@@ -24,3 +15,9 @@ def tiny_coco(tmp_path: Path) -> TinyCoco:
     folder = tmp_path / "input"
     folder.mkdir()
     return TinyCoco(folder)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> UniterInputs:
+    """Inputs of source `uniter-lmdb`, not written yet."""
+    return UniterInputs(tmp_path)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from tiny_inputs import contents
 from transformers import AutoTokenizer
 
 from preprocess import build, pack
@@ -31,10 +32,6 @@ SMALL = ["--train", "13", "--dev", "4", "--test", "6", "--shard-size", "5"]
 def world(out: Path, *more: str, workers: int = 1) -> Path:
     pack.run(["world", "--out", str(out), "--workers", str(workers), *SMALL, *more])
     return out
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")

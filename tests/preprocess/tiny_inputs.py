@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tagsds.files import sha256_of
+
 
 class TinyCoco:
     """Four images of 100 x 80 pixels with two captions each; image 4 has no boxes. Files in COCO's layouts."""
@@ -103,3 +105,8 @@ def load(out: Path, split: str) -> dict[str, dict]:
                 value = np.load(io.BytesIO(data)) if name.endswith(".npy") else json.loads(data)
                 samples.setdefault(key, {})[name] = value
     return samples
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Path inside the folder -> checksum, of every file."""
+    return {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}

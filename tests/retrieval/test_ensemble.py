@@ -18,11 +18,6 @@ from tagsds.retrieval.metrics import recalls
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny.write_shards(tmp_path_factory.mktemp("corpus") / "shards")
-
-
-@pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for number in (1, 2, 3):

@@ -20,11 +20,6 @@ from tagsds.retrieval.table import results_table
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny.write_shards(tmp_path_factory.mktemp("corpus") / "shards")
-
-
-@pytest.fixture(scope="module")
 def bank(corpus):
     return load_bank(corpus, "test")[0]
 

@@ -2,10 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import stand_in
@@ -19,6 +15,7 @@ from tagsds.models.load import load_model
 from tagsds.retrieval.evaluation import evaluate
 from tagsds.retrieval.metrics import ranks, recalls_of_ranks
 from tagsds.retrieval.rerank import order_keys, reranked, shortlist
+from tests.launch import ROOT, run_two
 
 
 def figures(similarity, encoder, k, image_of_caption):
@@ -126,11 +123,6 @@ def test_bad_scores():
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny.write_shards(tmp_path_factory.mktemp("corpus") / "shards")
-
-
-@pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     tiny.write_checkpoint(root / "encoder" / "export")
@@ -203,30 +195,9 @@ def test_the_encoder_sees_every_pair_once(corpus, runs):
 def test_two_processes_give_the_same_numbers(corpus, runs, tmp_path):
     options = [*shortlisted(runs), 1, 3, 6, "--first", 7, "--no-exact"]
     one = call(runs, corpus, tmp_path / "one.json", *options)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = Path(__file__).parents[2]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, stand_in.__file__, "--checkpoint", runs / "encoder", "--data", corpus, *options]
-    processes = [
-        subprocess.Popen(
-            [*map(str, command), "--output", str(tmp_path / "two.json")],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], outputs
-    assert "reranked" in outputs[0][0] and outputs[1][0] == ""
+    command = [stand_in.__file__, "--checkpoint", runs / "encoder", "--data", corpus, *options, "--output", tmp_path / "two.json"]
+    printed = run_two(*command, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    assert "reranked" in printed[0] and printed[1] == ""
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["provenance"]["ranks"] == 2
     for row in (*one["rerank"], *two["rerank"]):

@@ -1,22 +1,29 @@
-"""Several processes evaluate together: work is dealt out like cards, the first process collects it."""
+"""The processes that train, mine or evaluate together. Work is dealt out like cards; the first process collects it."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tagsds.errors import command
+
+Options = TypeVar("Options")
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that evaluate. Rank r takes the items r, r + size, r + 2 size, ..."""
+    """This process among all, and its device. Rank r takes the items r, r + size, r + 2 size, ..."""
 
     rank: int = 0
     size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def first(self) -> bool:
@@ -42,26 +49,32 @@ class World:
         dist.gather(padded, parts)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total] if parts else None
 
-    def broadcast(self, numbers: Tensor | None, device: torch.device) -> Tensor:
+    def agree(self, value: int) -> int:
+        """The first rank's value, on every rank."""
+        shared = torch.tensor(value, device=self.device)
+        if self.size > 1:
+            dist.broadcast(shared, 0)
+        return int(shared)
+
+    def broadcast(self, numbers: Tensor | None) -> Tensor:
         """int64 [N] of the first rank (None on the others), on every rank."""
         if self.size > 1:
-            count = torch.tensor([len(numbers) if numbers is not None else 0], device=device)
-            dist.broadcast(count, 0)
+            count = self.agree(0 if numbers is None else len(numbers))
             if numbers is None:
-                numbers = torch.empty(int(count), dtype=torch.int64, device=device)
+                numbers = torch.empty(count, dtype=torch.int64, device=self.device)
             dist.broadcast(numbers, 0)
         assert numbers is not None
         return numbers
 
 
-def current_world() -> World:
+def current_world(device: torch.device) -> World:
     """The process group that exists already, or one process."""
     if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size())
-    return World()
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(device=device)
 
 
-def start_world() -> tuple[World, torch.device]:
+def start_world() -> World:
     """Join the processes of torchrun or deepspeed (WORLD_SIZE, RANK, LOCAL_RANK) and choose this one's device."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
@@ -70,10 +83,19 @@ def start_world() -> tuple[World, torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         # Collectives come after the scoring of a whole split, so the slowest rank may be long in coming.
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=3))
-    return current_world(), device
+    return current_world(device)
 
 
 def stop_world() -> None:
     """Leave the process group, where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def run_command(parse: Callable[[], Options], work: Callable[[Options, World], object]) -> None:
+    """A console command whose work several processes may share. An error is said before the group is left: the other ranks, who
+    wait in a collective, would fail at that and say less."""
+    try:
+        command(lambda: work(parse(), start_world()))()
+    finally:
+        stop_world()
