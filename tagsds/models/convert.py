@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from tagsds.data.wordpiece import load_tokenizer
 from tagsds.errors import UserError, command
@@ -137,6 +138,7 @@ def write_folder(done: Converted, tokenizer: Any, out: Path) -> None:
     """Whole or not at all."""
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    logging.disable_progress_bar()
     temporary.parent.mkdir(parents=True, exist_ok=True)
     done.model.save_pretrained(temporary)
     if tokenizer is not None:
