@@ -68,7 +68,7 @@ def measure(images: int, captions: int, width: int, backend: str) -> dict[str, f
         return {"pairs_per_s": pairs / seconds, "peak_gib": peak / 2**20, "peak_before_gib": before / 2**20}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="+", default=["5000x25000", "20000x100000"], metavar="IMAGESxCAPTIONS")
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("torch", "faiss"), default="torch")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.one:
         images, captions = map(int, args.one.split("x"))

@@ -162,12 +162,12 @@ def measure(arguments: list[str], inputs: Path, out: Path, count: int) -> dict[s
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=300, help="(default 300; about 0.4 MB each in every format)")
     parser.add_argument("--folder", type=Path, help="where the files are written for the time of the run (default: the system's)")
     parser.add_argument("--output", type=Path, help="JSON of the results")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     load = os.getloadavg()[0]
     rows = {}
     print(f"{'format':<20} {'images/s':>9} {'per CPU s':>9} {'MB/s in':>8} {'MB/s out':>8}  cpu queue disk | read check")
