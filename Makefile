@@ -12,6 +12,9 @@ DATA ?=
 PAIRS ?=
 SEEDS ?= 1 2
 
+# The venv's own ninja and launcher first, as in an activated venv: another version of ninja would compile DeepSpeed's all-reduce anew.
+export PATH := $(abspath $(BIN)):$(PATH)
+
 .PHONY: demo test check coco-boxes world install
 
 install: $(STAMP)
