@@ -186,6 +186,7 @@ FAULTS = [  # (tensors to add or replace, or None to remove; sizes given; pieces
     ({}, {}, 48, "has 50 word pieces and the tokenizer 48"),
     ({}, {"hidden_size": 768}, None, "has hidden_size 128, the config says 768"),
     ({}, {"num_attention_heads": 5}, None, "number of attention heads"),
+    ({}, {"num_attention_heads": "two"}, None, "num_attention_heads 'two', which is no number"),
     ({}, {"hidden_act": "relu"}, None, "hidden_act 'relu'"),
     ({"uniter.embeddings.word_embeddings.weight": None}, {}, None, "no word embeddings .* --layout"),
     ({"uniter.embeddings.position_embeddings.weight": None}, {}, None, "lacks uniter.embeddings.position_embeddings.weight"),

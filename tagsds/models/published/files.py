@@ -68,7 +68,7 @@ def _load(path: Path) -> Any:
                 f"{path} holds more than weights ({named[1]}), which could run as code when read, and was not read; "
                 "save its state dict alone, where you trust it."
             ) from error
-        raise UserError(f"{path} is no whole file of torch.save ({first_line(error)}); copy it again.") from error
+        raise UserError(f"{path} is no whole file of torch.save (its pickle breaks off or is none); copy it again.") from error
     except Exception as error:  # RuntimeError, EOFError, OSError, zipfile's: a broken file has many
         raise UserError(f"{path} is no whole file of torch.save ({first_line(error)}); copy it again.") from error
 

@@ -191,6 +191,9 @@ def config_of(theirs: dict[str, Tensor], given: dict[str, Any], image: bool, pat
     """Sizes read off the tensors; `given` adds what they do not tell, and may not contradict them."""
     if given.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"the config has hidden_act '{given['hidden_act']}' and this model the exact 'gelu' only; it would differ.")
+    for key in given.keys() & (CONFIG_KEYS | set(TEXT_HALF)):
+        if isinstance(given[key], bool) or not isinstance(given[key], int | float) or given[key] < 0:
+            raise UserError(f"the config has {key} {given[key]!r}, which is no number; give the config of this checkpoint.")
     layers = {name.split(".")[3] for name in theirs if name.startswith("uniter.encoder.layer.")}
     needed = ["uniter.embeddings.position_embeddings.weight", "uniter.encoder.layer.0.intermediate.dense.weight"]
     needed += [IMAGE + "img_linear.weight"] if image else []
