@@ -43,6 +43,7 @@ setup(
     entry_points={
         "console_scripts": [
             "tagsds-pack=preprocess.pack:main",
+            "tagsds-extract=preprocess.extract:main",
             "tagsds-mine=tagsds.mine:main",
             "tagsds-evaluate=tagsds.evaluate:main",
             "tagsds-report=tagsds.report:main",

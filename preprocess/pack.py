@@ -81,7 +81,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for source in (world, coco):
         source.add_argument("--seed", type=int, default=0, help="(default 0)")
     for source in (world, coco, butd, uniter, scan):
-        _add_common(source)
+        add_common(source)
+        source.add_argument(
+            "--workers", type=positive_number, default=PackOptions().workers, help="processes (default %(default)s)"
+        )
 
     verify = kinds.add_parser("verify", help="check a packed folder: checksums, counts, shapes")
     verify.add_argument("out", type=Path, metavar="DIR")
@@ -91,7 +94,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options that hold for every source, but for the number of processes."""
     defaults = PackOptions()
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--tokenizer", help="name, folder or vocab.txt (default: a WordPiece one is trained)")
@@ -105,9 +109,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
                         help="(default %(default)s)")  # fmt: skip
     parser.add_argument(
         "--shard-size", type=positive_number, default=defaults.shard_size, help="images (default %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=positive_number, default=defaults.workers, help="processes (default %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus made with other arguments")
 
