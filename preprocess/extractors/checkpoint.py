@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForObjectDetection, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+from transformers.utils import logging as hf_logging
 
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
@@ -100,15 +103,16 @@ def load_model(checkpoint: Checkpoint, kind: str, device: torch.device) -> PreTr
     """The model in float32 on the device, in inference mode; UserError where weights are missing or would run code."""
     auto: Any = AutoModelForObjectDetection if kind == "detector" else AutoModel
     try:
-        model, loaded = auto.from_pretrained(
-            checkpoint.folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=checkpoint.weights[0].suffix == ".safetensors",
-            weights_only=True,  # of a .bin: tensors, no pickled code
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with _quiet():
+            model, loaded = auto.from_pretrained(
+                checkpoint.folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=checkpoint.weights[0].suffix == ".safetensors",
+                weights_only=True,  # of a .bin: tensors, no pickled code
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except ImportError as error:
         raise UserError(f"{checkpoint.folder}: the model needs a package that is missing ({_first_line(error)}).") from error
     except Exception as error:  # an unknown type, a damaged file, a pickle with code: each has a class of its own
@@ -124,6 +128,20 @@ def load_model(checkpoint: Checkpoint, kind: str, device: torch.device) -> PreTr
             f"check --kind {kind}, or copy the model again."
         )
     return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar and its table of unused weights (the text tower, the pooler): what matters is checked here."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -102,6 +102,12 @@ class ExtractSource(IndexedSource):
                     ) from pixels
                 tqdm.write(f"{path}: image {key} left out, its picture cannot be decoded ({pixels}).", file=sys.stderr)
                 continue
+            shape = list(pixels.values.shape)
+            if len(shape) != 3:
+                raise UserError(
+                    f"{self.processor_file}: {type(self.processor).__name__} makes an array {shape} of a picture, "
+                    "not [3, height, width]; give a model that takes whole pictures."
+                )
             problem = self.extractor.check(pixels)
             if problem is not None:
                 raise UserError(

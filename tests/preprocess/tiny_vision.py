@@ -32,7 +32,8 @@ def write_captions(folder: Path, split: dict[str, list[int]]) -> list[str]:
     numbers = [number for part in split.values() for number in part]
     suffix = {3: "png"}
     images = [{"id": n, "file_name": f"{n:012d}.{suffix.get(n, 'jpg')}"} for n in numbers]
-    notes = [{"id": 10 * n + k, "image_id": n, "caption": f"a {c} dog , image {n}"} for n in numbers for k, c in enumerate(("red", "big"))]
+    sentences = {n: [f"a red dog , image {n}", f"a big dog , image {n}"] for n in numbers}
+    notes = [{"id": 10 * n + k, "image_id": n, "caption": text} for n in numbers for k, text in enumerate(sentences[n])]
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
     (folder / "split.json").write_text(json.dumps(split))
     return ["--captions", f"{folder}/captions.json", "--split", f"{folder}/split.json"]
@@ -42,8 +43,9 @@ def randomise(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """Weights that make outputs differ from picture to picture and token to token."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn(parameter.shape, generator=generator) * (0.3 / max(parameter.shape[-1:].numel(), 1) ** 0.5)
+        for name, parameter in model.named_parameters():
+            spread = 1.0 if "query" in name else 0.3 / parameter.shape[-1:].numel() ** 0.5  # queries shall not be near ties
+            parameter += torch.randn(parameter.shape, generator=generator) * spread
     return model.eval()
 
 
@@ -98,12 +100,13 @@ def _conditional() -> PreTrainedModel:
 
 def _rt_detr() -> PreTrainedModel:
     backbone = hf.RTDetrResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage2", "stage3", "stage4"]
-    )
+        embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
     config = hf.RTDetrConfig(
-        backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[8, 8, 8], encoder_ffn_dim=16, encoder_attention_heads=2,
-        d_model=16, num_queries=15, decoder_in_channels=[16, 16, 16], decoder_ffn_dim=16, decoder_attention_heads=2, decoder_layers=2,
-        anchor_image_size=None, hidden_expansion=1.0, num_denoising=0, id2label=LABELS,
+        backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[8, 8, 8], encoder_ffn_dim=16,
+        encoder_attention_heads=2, d_model=16, num_queries=15, decoder_in_channels=[16, 16, 16], decoder_ffn_dim=16,
+        decoder_attention_heads=2, decoder_layers=2, anchor_image_size=None, hidden_expansion=1.0, num_denoising=0, id2label=LABELS,
     )  # fmt: skip
     return hf.RTDetrForObjectDetection(config)
 
@@ -140,3 +143,21 @@ def save_model(folder: Path, name: str, **options: object) -> PreTrainedModel:
     model.save_pretrained(folder, **options)
     PROCESSORS[name]().save_pretrained(folder)
     return model
+
+
+class TinyPictures:
+    """A folder of pictures, its captions and models in `folder`; runs of tagsds-extract on them."""
+
+    def __init__(self, folder: Path, split: dict[str, list[int]] | None = None) -> None:
+        self.folder = folder
+        self.split = {"train": [5, 1, 2, 3, 4], "test": [7, 6]} if split is None else split
+        draw_pictures(folder / "pictures")
+        self.named = write_captions(folder, self.split)
+
+    def arguments(self, model: str | Path, *more: str, out: str = "out") -> list[str]:
+        head = ["--pictures", f"{self.folder}/pictures", "--model", str(model), *self.named]
+        return [*head, "--out", f"{self.folder}/{out}", "--spans", "rules", "--shard-size", "3", "--batch", "2", *more]
+
+    def picture(self, number: int) -> Image.Image:
+        """In RGB, opened without the extractor's code."""
+        return Image.open(next((self.folder / "pictures").glob(f"{number:012d}.*"))).convert("RGB")
