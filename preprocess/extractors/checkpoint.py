@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -115,7 +116,12 @@ def load_model(checkpoint: Checkpoint, kind: str, device: torch.device) -> PreTr
             )
     except ImportError as error:
         raise UserError(f"{checkpoint.folder}: the model needs a package that is missing ({_first_line(error)}).") from error
-    except Exception as error:  # an unknown type, a damaged file, a pickle with code: each has a class of its own
+    except UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint.weights[0]} is damaged, or holds more than tensors, which could run code and is not read; "
+            "get the weights as safetensors."
+        ) from error
+    except Exception as error:  # an unknown type, a damaged file: each has a class of its own
         raise UserError(
             f"{checkpoint.folder} does not load as {'a detector' if kind == 'detector' else 'a vision model'} "
             f"({_first_line(error)}); check --kind, or copy the model again."

@@ -94,9 +94,7 @@ def windows(rows: int, columns: int, shape: tuple[int, int]) -> NDArray[np.float
     def edges(length: int, count: int) -> list[tuple[int, int]]:
         return [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
 
-    return np.array(
-        [(x1, y1, x2, y2) for y1, y2 in edges(rows, shape[0]) for x1, x2 in edges(columns, shape[1])], dtype=np.float64
-    )
+    return np.array([(x1, y1, x2, y2) for y1, y2 in edges(rows, shape[0]) for x1, x2 in edges(columns, shape[1])], dtype=np.float64)
 
 
 def boxes_of_cells(cells: NDArray, crop: tuple[int, int], resized: tuple[int, int]) -> NDArray[np.float32]:
