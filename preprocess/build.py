@@ -48,8 +48,10 @@ class Packer:
     def pack(self, job: Job) -> ShardEntry:
         """Write the shard, then its line in the journal."""
         entry = ShardEntry(job.file, 0, 0, 0, 0, "")
+        prepare = getattr(self.source, "prepare", None)  # see records.PreparedSource
+        keys = job.keys if prepare is None else prepare(job.split, job.keys)
         with atomic(self.out / job.file) as stream, ShardWriter(stream) as writer:
-            for key in job.keys:
+            for key in keys:
                 record = self.source.record(job.split, key)
                 check_record(record, self.source.feature_dim, self.source.num_classes)
                 finished_captions = (self.finish(caption, record, entry) for caption in record.captions)
@@ -231,5 +233,10 @@ def manifest(
         "edits": edits,
         "captions_truncated": sum(entry.truncated for entry in entries),
         "captions_dropped": sum(entry.dropped for entry in entries),
-        "made_by": {"command": "tagsds-pack", "source": source.name, "arguments": identity, "version": VERSION},
+        "made_by": {
+            "command": getattr(source, "command", "tagsds-pack"),
+            "source": source.name,
+            "arguments": identity,
+            "version": VERSION,
+        },
     }

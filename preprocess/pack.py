@@ -83,6 +83,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         source.add_argument("--seed", type=int, default=0, help="(default 0)")
     for source in (world, coco, butd, uniter, scan):
         add_common(source)
+        source.add_argument(
+            "--workers", type=positive_number, default=PackOptions().workers, help="processes (default %(default)s)"
+        )
 
     verify = kinds.add_parser("verify", help="check a packed folder: checksums, counts, shapes")
     verify.add_argument("out", type=Path, metavar="DIR")
@@ -97,7 +100,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that writes shards."""
+    """Options of every command that writes shards, but for the number of processes."""
     defaults = PackOptions()
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--tokenizer", help="name, folder or vocab.txt (default: a WordPiece one is trained)")
@@ -111,9 +114,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
                         help="(default %(default)s)")  # fmt: skip
     parser.add_argument(
         "--shard-size", type=positive_number, default=defaults.shard_size, help="images (default %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=positive_number, default=defaults.workers, help="processes (default %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus made with other arguments")
 

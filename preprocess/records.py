@@ -97,6 +97,17 @@ class Source(Protocol):
         ...
 
 
+class PreparedSource(Source, Protocol):
+    """A source that makes the records of a shard together, because a model runs on batches of them."""
+
+    command: str  # what the manifest names as its maker
+
+    def prepare(self, split: str, keys: list[str]) -> list[str]:
+        """Called with the keys of a shard before its records are asked for, one by one and in order; those of the keys
+        that have a record."""
+        ...
+
+
 @dataclass(frozen=True)
 class PackOptions:
     """What holds for every source. The first group shapes the bytes; the second does not."""

@@ -1,67 +1,76 @@
-"""Detected objects as regions: the decoder's states of the queries that a DETR-type detector is sure of."""
+"""Kind `detector`: the queries of a DETR-like detector are the regions, the most confident ones kept.
+
+A head with one class more than the labels ends in a softmax whose last class is "no object" (DETR, YOLOS, Table Transformer);
+one with as many classes as labels ends in sigmoids (Conditional and Deformable DETR, RT-DETR).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
 
-from preprocess.extractors.vision import Vision
+from preprocess.extractors.checkpoint import Checkpoint
+from preprocess.extractors.regions import Pixels, Regions
+from preprocess.sources.boxes import most_confident
 from tagsds.errors import UserError
 
 
-@dataclass
-class Detections:
-    """One picture's kept queries, the most confident first: regions [n, D], boxes [n, 4] (x1, y1, x2, y2 as fractions), scores [n],
-    classes [n, C] whose rows sum to 1."""
+class DetectorExtractor:
+    """Last hidden states of the queries above `threshold`, at least `fewest` of them and at most `most`."""
 
-    regions: NDArray[np.float32]
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.float32]
+    def __init__(
+        self, checkpoint: Checkpoint, model: PreTrainedModel, processor: Any, threshold: float, fewest: int, most: int
+    ) -> None:
+        self.folder, self.model = checkpoint.folder, model
+        self.threshold, self.fewest, self.most = threshold, fewest, most
+        self.takes_mask = "pixel_mask" in inspect.signature(model.forward).parameters
+        config: Any = model.config
+        self.class_names = [str(config.id2label[i]) for i in range(config.num_labels)]
+        self.feature_dim = int(config.hidden_size)
+        if getattr(processor, "do_center_crop", None):
+            raise UserError(
+                f"{checkpoint.processor_file} crops pictures, so that a detector's boxes are not fractions of the picture; "
+                "set do_center_crop to false."
+            )
+
+    def check(self, pixels: Pixels) -> str | None:
+        """Detectors take every size."""
+        return None
+
+    def __call__(self, batch: list[Pixels], values: Tensor, mask: Tensor | None) -> list[Regions]:
+        """See regions.Extractor."""
+        output = self.model(pixel_values=values, **({"pixel_mask": mask} if self.takes_mask and mask is not None else {}))
+        logits = output.logits.float()  # [B, Q, C] or [B, Q, C + 1]
+        hidden = output.last_hidden_state[:, -logits.shape[1] :].float()  # YOLOS has its queries after [CLS] and the patches
+        confidence, classes = self.confidence(logits)
+        boxes = corners(output.pred_boxes.float())
+        arrays = [tensor.cpu().numpy() for tensor in (hidden, boxes, confidence, classes)]
+        return [self._keep(*(array[i] for array in arrays)) for i in range(len(batch))]
+
+    def confidence(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """logits [B, Q, C or C + 1] -> probability of the best class [B, Q], and classes [B, Q, C] whose rows sum to 1: the
+        softmax without "no object", or the sigmoids divided by their sum."""
+        count = len(self.class_names)
+        if logits.shape[-1] == count + 1:
+            return logits.softmax(-1)[..., :-1].amax(-1), logits[..., :-1].softmax(-1)
+        if logits.shape[-1] == count:
+            return logits.sigmoid().amax(-1), functional.logsigmoid(logits).softmax(-1)
+        raise UserError(
+            f"{self.folder}: the model's head has {logits.shape[-1]} classes, config.json names {count}; "
+            "copy config.json and the weights again."
+        )
+
+    def _keep(self, features: Any, boxes: Any, confidence: Any, classes: Any) -> Regions:
+        keep = most_confident(confidence, self.threshold, self.fewest, self.most)
+        return Regions(features[keep], boxes[keep], confidence[keep], classes[keep])
 
 
-def class_names(vision: Vision) -> list[str]:
-    names = vision.config.id2label
-    return [str(names.get(i, f"class {i}")) for i in range(len(names))]
-
-
-def width_of(vision: Vision) -> int:
-    return int(getattr(vision.config, "d_model", None) or vision.config.hidden_size)
-
-
-def probabilities(logits: torch.Tensor, labels: int, name: str) -> torch.Tensor:
-    """Probability of each class [..., C]: a softmax whose last class is "no object" (DETR, YOLOS), or a sigmoid a class (RT-DETR,
-    Deformable and Conditional DETR)."""
-    if logits.shape[-1] == labels + 1:
-        return logits.softmax(dim=-1)[..., :-1]
-    if logits.shape[-1] == labels:
-        return logits.sigmoid()
-    raise UserError(f"--model {name} gives {logits.shape[-1]} logits a query for {labels} classes; use a DETR-type detector.")
-
-
-def corners(boxes: torch.Tensor) -> torch.Tensor:
-    """Centre and size -> corners, within the picture: float [..., 4], fractions."""
-    x, y, w, h = boxes.unbind(dim=-1)
-    return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1).clamp(0, 1)
-
-
-@torch.no_grad()
-def detect(vision: Vision, pixels: torch.Tensor, threshold: float, fewest: int, most: int) -> list[Detections]:
-    """Pictures of one size, float [B, 3, h, w]. Kept: confidence above `threshold`, but at least `fewest` and at most `most`."""
-    with torch.autocast(vision.device.type, dtype=torch.bfloat16, enabled=vision.dtype != torch.float32):
-        out = vision.model(pixel_values=pixels.to(vision.device))
-    queries = out.logits.shape[1]
-    states = out.last_hidden_state[:, -queries:].float().cpu()  # YOLOS has the patches before its queries
-    chances = probabilities(out.logits.float().cpu(), len(vision.config.id2label), vision.name)
-    boxes = corners(out.pred_boxes.float().cpu())
-    found = []
-    for state, chance, box in zip(states, chances, boxes):
-        confidence = chance.max(dim=-1).values
-        order = confidence.argsort(descending=True, stable=True)
-        keep = order[: min(max(int((confidence > threshold).sum()), fewest), most)]
-        classes = chance[keep] / chance[keep].sum(dim=-1, keepdim=True).clamp(min=1e-12)
-        found.append(Detections(state[keep].numpy(), box[keep].numpy(), confidence[keep].numpy(), classes.numpy()))
-    return found
+def corners(boxes: Tensor) -> Tensor:
+    """Centre x, centre y, width, height [..., 4] -> x1, y1, x2, y2, all fractions of the picture, clipped to 0..1."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((centre - half, centre + half), dim=-1).clamp(0.0, 1.0)

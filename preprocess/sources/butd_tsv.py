@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from preprocess.records import ImageRecord
-from preprocess.sources.boxes import fractions
+from preprocess.sources.boxes import fractions, most_confident
 from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
 from tagsds.errors import UserError
 from tagsds.files import check_exist
@@ -189,10 +189,11 @@ class ButdTsvSource(IndexedSource):
 
 def choose(confidence: NDArray | None, num_boxes: int, how: str) -> NDArray[np.int64]:
     """Which regions are kept, int64 [n], the most confident first (in file order where there is no confidence)."""
-    order = np.arange(num_boxes) if confidence is None else np.argsort(-confidence, kind="stable")
-    if how == "fixed36" or confidence is None:
-        return order[:FIXED]
-    return order[: min(max(int((confidence > CONFIDENCE).sum()), FEWEST), MOST)]
+    if confidence is None:
+        return np.arange(num_boxes)[:FIXED]
+    if how == "fixed36":
+        return most_confident(confidence, CONFIDENCE, FIXED, FIXED)
+    return most_confident(confidence, CONFIDENCE, FEWEST, MOST)
 
 
 def soft_labels(ids: NDArray, confidence: NDArray, width: int, where: str) -> NDArray[np.float32]:

@@ -29,12 +29,16 @@ def image_key(name: str | int) -> str:
 
 @dataclass
 class CaptionIndex:
-    """Captions by image key, sizes by image key in pixels (width, height), keys by split; `origin` names the files."""
+    """Captions by image key, sizes by image key in pixels (width, height), keys by split; `origin` names the files.
+
+    `pictures` is the picture of an image as the captions or the split file name it, with its folder where they know one.
+    """
 
     captions: dict[str, list[Caption]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     splits: dict[str, list[str]] = field(default_factory=dict)
     keys: dict[int | str, str] = field(default_factory=dict)  # image id of the captions files -> key
+    pictures: dict[str, str] = field(default_factory=dict)
     origin: str = ""
 
     def texts(self, split: str) -> Iterator[str]:
@@ -80,6 +84,7 @@ def _add_coco_captions(index: CaptionIndex, path: Path) -> None:
     try:
         keys = {image["id"]: image_key(image["file_name"]) for image in data["images"]}
         index.keys.update(keys)
+        index.pictures.update({keys[image["id"]]: image["file_name"] for image in data["images"]})
         for image in data["images"]:
             if "width" in image and "height" in image:
                 index.sizes[keys[image["id"]]] = (image["width"], image["height"])
@@ -106,6 +111,8 @@ def _add_karpathy(index: CaptionIndex, images: list[dict], path: Path, with_capt
                     f"{path}: image {key} has the unknown split '{image['split']}'; known: train, restval, val, test."
                 )
             index.splits.setdefault(name, []).append(key)
+            if "filename" in image:
+                index.pictures[key] = "/".join(filter(None, (image.get("filepath"), image["filename"])))
             if with_captions:
                 index.captions[key] = [Caption(str(s["sentid"]), s["raw"]) for s in sentences]
         except KeyError as error:

@@ -2,11 +2,14 @@
 
     python tests/bench/packers.py [--images 300] [--output packers.json]
 
-An image has 36 regions of width 2048 and five captions; UNITER's also 1,601 soft labels a region. Inputs are written, flushed
+An image has 36 regions of width 2048 and five captions; UNITER's also 1,601 soft labels a region. `extract` reads pictures of
+640 x 480 pixels and runs a model of tests/preprocess/tiny_vision.py, so that the row is what decoding and packing allow, whatever
+the model costs on top. Inputs are written, flushed
 and dropped from the page cache, so that reading them is reading the disk. Wall time is split into CPU, waiting for a CPU
 (another process had it: the machine's load, not the packer's) and the rest, which is the disk. `read` and `check` are the
-shares of CPU time in the source's reader and in checksums; what remains is tokenising, spans, npy and tar. The index is
-built before the clock starts.
+shares of CPU time in the source's reader (of `extract`: decoding and scaling, by its threads) and in checksums, `model` that in
+the forwards; what remains is tokenising, spans, npy and tar. CPU time is that of all threads and may exceed the wall time; waiting
+for a CPU is the first thread's. The index is built, and a model loaded, before the clock starts.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +32,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "preprocess"))
 
 import numpy as np
 import published as pub
+import tiny_vision
+from PIL import Image
 from tiny_inputs import tsv_line
 
 from preprocess import build, extract, pack
@@ -71,20 +76,17 @@ def write_tsv(folder: Path, count: int) -> list[str]:
     return ["butd-tsv", "--tsv", f"{folder}/train.tsv", "--split", f"{folder}/split.json", "--select", "fixed36"]
 
 
-def write_pictures(folder: Path, count: int, kind: str) -> list[str]:
-    """Pictures of 640 x 480, and a tiny model: what is timed is decoding, resizing and writing, not a model of use to anybody."""
-    import vision_models as tiny
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
-    names = [f"{number:06d}" for number in range(count)]
-    for name in names:
-        noise = Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
-        noise.resize((640, 480)).save(folder / "pictures" / f"{name}.jpg", quality=90)
-    tiny.write_split(folder / "split.json", names)
-    tiny.write_model(folder / "model", kind)
-    return ["--pictures", f"{folder}/pictures", "--model", f"{folder}/model", "--split", f"{folder}/split.json"]
+def write_pictures(folder: Path, count: int, model: str) -> list[str]:
+    listed = []
+    for number in range(count):
+        coarse = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse, "RGB").resize((640, 480), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:06d}.jpg", quality=90)
+        sentences = [{"raw": SENTENCE, "sentid": CAPTIONS * number + k} for k in range(CAPTIONS)]
+        listed.append({"filename": f"{number:06d}.jpg", "split": "train", "sentences": sentences})
+    (folder / "split.json").write_text(json.dumps({"images": listed}))
+    tiny_vision.save_model(folder / "model", model)
+    return ["extract", "--pictures", str(folder), "--model", f"{folder}/model", "--split", f"{folder}/split.json"]
 
 
 FORMATS: dict[str, Callable[[Path, int], list[str]]] = {
@@ -134,16 +136,20 @@ def timed(owner: Any, name: str, total: list[float]) -> Iterator[None]:
 
 
 def measure(arguments: list[str], inputs: Path, out: Path, count: int) -> dict[str, float]:
-    program = extract if arguments[0] == "--pictures" else pack
-    args = program.parse([*arguments, "--out", str(out), "--workers", "1", "--spans", "rules", "--shard-size", "100"])
+    common = ["--out", str(out), "--spans", "rules", "--shard-size", "100"]
+    extracts = arguments[0] == "extract"
+    args = extract.parse([*arguments[1:], *common]) if extracts else pack.parse([*arguments, *common])
     begin = time.perf_counter()
-    source = program.make_source(args)
+    source: Any = extract.make_source(args) if extracts else pack.make_source(args)
     index = time.perf_counter() - begin
-    options = PackOptions(**{name: getattr(args, name) for name in pack.OPTION_FIELDS}, arguments={})
-    read, check = [0.0], [0.0]
+    shaping = {name: getattr(args, name) for name in pack.OPTION_FIELDS if name != "workers"}
+    options = PackOptions(**shaping, workers=1, arguments={})
+    read, check, model = [0.0], [0.0], [0.0]
+    forwards = timed(source, "extract", model) if extracts else nullcontext()
     with patch.object(build, "identify", lambda source, options: {}):  # hashing the inputs reads them into the cache
         read_bytes = drop_cache(inputs)
-        with timed(source, "record", read), timed(build, "sha256_of", check):
+        reader = timed(source, "pixels" if extracts else "record", read)
+        with reader, forwards, timed(build, "sha256_of", check):
             wall, cpu, wait = time.perf_counter(), time.process_time(), queued()
             build.pack_corpus(source, options, out)
             wall, cpu, wait = time.perf_counter() - wall, time.process_time() - cpu, queued() - wait
@@ -158,6 +164,7 @@ def measure(arguments: list[str], inputs: Path, out: Path, count: int) -> dict[s
         "disk_share": max(1 - (cpu + wait) / wall, 0.0),
         "read_share_of_cpu": read[0] / cpu,
         "check_share_of_cpu": check[0] / cpu,
+        "model_share_of_cpu": model[0] / cpu,
         "index_seconds": index,
     }
 
@@ -170,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]
     rows = {}
-    print(f"{'format':<20} {'images/s':>9} {'per CPU s':>9} {'MB/s in':>8} {'MB/s out':>8}  cpu queue disk | read check")
+    print(f"{'format':<20} {'images/s':>9} {'per CPU s':>9} {'MB/s in':>8} {'MB/s out':>8}  cpu queue disk | read check model")
     for name, write in FORMATS.items():
         with tempfile.TemporaryDirectory(dir=args.folder) as place:
             inputs = Path(place) / "inputs"
@@ -180,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"{name:<20} {row['images_per_second']:9.0f} {row['images_per_cpu_second']:9.0f} {row['read_mb_per_second']:8.0f} "
             f"{row['written_mb_per_second']:8.0f} {row['cpu_share']:4.0%} {row['queued_share']:5.0%} {row['disk_share']:4.0%} | "
-            f"{row['read_share_of_cpu']:4.0%} {row['check_share_of_cpu']:5.0%}"
+            f"{row['read_share_of_cpu']:4.0%} {row['check_share_of_cpu']:5.0%} {row['model_share_of_cpu']:5.0%}"
         )
     print(f"{args.images} images, one process, load average {load:.1f} on {os.cpu_count()} CPUs, {platform.machine()}")
     if args.output is not None:
