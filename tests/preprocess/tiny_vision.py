@@ -161,3 +161,12 @@ class TinyPictures:
     def picture(self, number: int) -> Image.Image:
         """In RGB, opened without the extractor's code."""
         return Image.open(next((self.folder / "pictures").glob(f"{number:012d}.*"))).convert("RGB")
+
+
+def copied(models: Path, name: str, folder: Path) -> Path:
+    """A model that a test may change."""
+    target = folder / "copy"
+    target.mkdir()
+    for path in (models / name).iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
