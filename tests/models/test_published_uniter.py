@@ -161,6 +161,8 @@ def test_bert_fills_the_text_half(tmp_path):
         wanted = bert(ids[None], output_hidden_states=True)
         assert torch.allclose(states, wanted.hidden_states[-1][0], atol=1e-5)
         assert torch.allclose(done.model.mlm(states), wanted.logits[0], atol=1e-5)
+    back = to_uniter(done.model, done.record)  # in UNITER's spelling throughout, whatever BERT's was
+    assert {name.split(".")[0] for name in back} == {"uniter", "cls"} and "uniter.img_embeddings.img_linear.weight" in back
 
 
 def test_a_conversion_is_repeatable(tmp_path):

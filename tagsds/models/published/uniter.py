@@ -231,7 +231,7 @@ def to_uniter(model: UniterModel, record: dict[str, Any] | None, dtype: torch.dt
              those of that file; heads trained since follow in UNITER's own spelling
     dtype    precision of everything, instead of the record's (float32 without one)
     """
-    record = record or {}
+    record = record if record and record["layout"] == "uniter" else {}  # BERT's own spelling would fit no image half
     rules = encoder_rules(model.config.num_hidden_layers, True, True) + head_rules(
         [head for head in HEADS if head in model.config.trained_heads]
     )
