@@ -34,7 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--kind", choices=("auto", "grid", "detector"), default="auto",
                         help="regions are the patches, or what is detected (default auto: as the model is)")  # fmt: skip
     parser.add_argument("--pool", type=positive_number, metavar="N", help="grid: average the patches to at most N x N cells")
-    parser.add_argument("--threshold", type=float, default=0.2, help="detector: regions above this confidence (default 0.2)")
+    parser.add_argument("--threshold", type=share, default=0.2, help="detector: regions above this confidence (default 0.2)")
     parser.add_argument("--min-regions", type=positive_number, default=10, help="detector: but at least so many (default 10)")
     parser.add_argument("--max-regions", type=positive_number, default=100, help="detector: and at most (default 100)")
     parser.add_argument("--broken-pictures", choices=("error", "skip"), default="error", help="(default error)")
@@ -49,6 +49,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if args.min_regions > args.max_regions:
         parser.error(f"--min-regions {args.min_regions} is more than --max-regions {args.max_regions}")
     return args
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
 
 
 def choose_device(name: str) -> torch.device:

@@ -30,6 +30,8 @@ class DetectorExtractor:
         self.threshold, self.fewest, self.most = threshold, fewest, most
         self.takes_mask = "pixel_mask" in inspect.signature(model.forward).parameters
         config: Any = model.config
+        if sorted(config.id2label) != list(range(config.num_labels)):
+            raise UserError(f"{self.folder / 'config.json'}: id2label does not number its classes from 0; correct it.")
         self.class_names = [str(config.id2label[i]) for i in range(config.num_labels)]
         self.feature_dim = int(config.hidden_size)
         if getattr(processor, "do_center_crop", None):
@@ -39,7 +41,9 @@ class DetectorExtractor:
             )
 
     def check(self, pixels: Pixels) -> str | None:
-        """Detectors take every size."""
+        """Every size, but no padding: a model trained on padded pictures gives boxes as fractions of the padding."""
+        if pixels.mask is not None and not bool(pixels.mask.all()):
+            return "pads it, so that boxes may be fractions of the padding and not of the picture (set do_pad to false)"
         return None
 
     def __call__(self, batch: list[Pixels], values: Tensor, mask: Tensor | None) -> list[Regions]:

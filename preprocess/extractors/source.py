@@ -121,7 +121,14 @@ class ExtractSource(IndexedSource):
             picture = decode(self.folder / self.pictures[key])
         except BrokenError as error:
             return error
-        processed = self.processor(images=picture, return_tensors="pt")
+        try:
+            processed = self.processor(images=picture, return_tensors="pt")
+        except (ValueError, RuntimeError, TypeError) as error:
+            size = f"a picture of {picture.width} x {picture.height} pixels"
+            raise UserError(
+                f"{self.folder / self.pictures[key]}: {self.processor_file} cannot be applied to {size} ({error}); "
+                "leave the picture out, or correct the settings there."
+            ) from error
         mask = processed.get("pixel_mask")
         return Pixels(
             processed["pixel_values"][0].float(),

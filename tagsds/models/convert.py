@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tagsds.files import sha256_of, write_json
 from tagsds.models.card import Card
 from tagsds.models.load import find_checkpoint, load_model
 from tagsds.models.matchers import MATCHERS
-from tagsds.models.published.files import read_json, read_published, write_published
+from tagsds.models.published.files import first_line, read_json, read_published, write_published
 from tagsds.models.published.matchers import from_matcher, kind_of, to_matcher
 from tagsds.models.published.uniter import TEXT_HALF, Converted, from_uniter, to_uniter
 from tagsds.models.published.words import read_words, word_tokenizer
@@ -56,12 +57,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+    args.out = args.out.resolve()
+    ours = is_ours(args.source)
+    if args.out.exists() and (ours or not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"{args.out} exists and is not overwritten; remove it, or give another --out.")
-    if is_ours(args.source):
-        export(args)
-    else:
-        convert(args)
+    try:
+        (export if ours else convert)(args)
+    except OSError as error:
+        raise UserError(f"{args.out} cannot be written ({error.strerror or error}); give another --out.") from error
 
 
 def is_ours(source: Path) -> bool:
@@ -76,7 +79,12 @@ def convert(args: argparse.Namespace) -> None:
     """A published checkpoint -> a Hugging Face folder with its tokenizer, a model card, and a record for the way back."""
     published = read_published(args.source)
     matcher = published.is_matcher or args.layout in MATCHERS
-    wrong = {"--vocabulary": args.vocabulary} if not matcher else {"--tokenizer": args.tokenizer, "--config": args.config}
+    wrong: dict[str, Any] = {"--vocabulary": args.vocabulary, "--option": args.option or None}
+    if matcher:
+        wrong = {"--tokenizer": args.tokenizer, "--config": args.config, "--ignore": args.ignore or None}
+        wrong |= {"--region-dim": args.region_dim, "--region-classes": args.region_classes}
+    if published.is_matcher and args.layout in ("uniter", "bert"):
+        raise UserError(f"{published.path} holds the two halves of a matcher, not {args.layout}'s layout; leave --layout out.")
     for option, value in wrong.items():
         if value is not None:
             other = "a matcher's" if not matcher else "an encoder's"
@@ -85,7 +93,8 @@ def convert(args: argparse.Namespace) -> None:
         tokenizer: Any = word_tokenizer(read_words(args.vocabulary)) if args.vocabulary else None
         if not published.is_matcher:
             raise UserError(f"{published.path} does not hold the two halves of a matcher; give the file that its training saved.")
-        done = from_matcher(published, kind_of(published, args.layout), dict(map(option_of, args.option)))
+        kind, options = kind_of(published, args.layout), dict(map(option_of, args.option))
+        done = of_known_shape(published.path, lambda: from_matcher(published, kind, options))
         rows = done.model.config.vocab_size
         if tokenizer is not None and len(tokenizer) != rows:
             raise UserError(
@@ -95,7 +104,8 @@ def convert(args: argparse.Namespace) -> None:
     else:
         tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else tokenizer_beside(args.source)
         pieces = len(tokenizer) if tokenizer is not None else None
-        done = from_uniter(published, given_sizes(args), pieces, tuple(args.ignore))
+        given = given_sizes(args)
+        done = of_known_shape(published.path, lambda: from_uniter(published, given, pieces, tuple(args.ignore)))
         if args.layout not in ("auto", done.record["layout"]):
             raise UserError(f"{published.path} has the layout of {done.record['layout']}, not {args.layout}; leave --layout out.")
     done.record["sha256"] = sha256_of(published.path)
@@ -105,6 +115,15 @@ def convert(args: argparse.Namespace) -> None:
     print(told(done, published.path, args.out))
 
 
+def of_known_shape(path: Path, work: Callable[[], Converted]) -> Converted:
+    """Tensors may have a shape that no rule foresees (a vector for a matrix): one sentence for all of them."""
+    try:
+        return work()
+    except (IndexError, RuntimeError, ValueError, TypeError) as error:
+        reason = f"has a tensor of a shape that its layout does not know ({first_line(error)})"
+        raise UserError(f"{path} {reason}; check the file.") from error
+
+
 def option_of(text: str) -> tuple[str, Any]:
     """KEY=VALUE, the value as YAML reads it."""
     import yaml
@@ -112,7 +131,10 @@ def option_of(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--option {text} is not KEY=VALUE, such as cross_attn=t2i; write it so.")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of --option {text} cannot be read; quote it.") from error
 
 
 def given_sizes(args: argparse.Namespace) -> dict[str, Any]:

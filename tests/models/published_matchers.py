@@ -38,7 +38,8 @@ def halves(kind: str, seed: int = 0, image_norm: bool = False) -> list[State]:
                 shapes |= {f"Rs_GCN_{n}.{conv}.weight": (JOINT, JOINT, 1), f"Rs_GCN_{n}.{conv}.bias": (JOINT,)}
             norms |= norm_state(f"Rs_GCN_{n}.W.1")
         norms |= norm_state("bn") if image_norm else {}
-    image = {name: torch.randn(shape) * 0.5 for name, shape in shapes.items()} | norms
+    scale = 0.15 if image_norm else 0.5  # without the first norm large weights would overflow in the graph
+    image = {name: torch.randn(shape) * scale for name, shape in shapes.items()} | norms
     text = {"embed.weight": (VOCAB, WORD), **gru_shapes("rnn", WORD, kind != "vsrn")}
     return [image, {name: torch.randn(shape) * 0.5 for name, shape in text.items()}]
 
@@ -83,7 +84,8 @@ def batch_norm(s: State, name: str, x: Tensor) -> Tensor:
 
 def vsrn(image: State, text: State, features: Tensor, ids: Tensor) -> Tensor:
     x = features @ image["fc.weight"].T + image["fc.bias"]
-    x = x / x.norm(dim=0)  # over the regions
+    if "bn.weight" not in image:  # Flickr30K's model, which has the norm behind the GRU, skips this one
+        x = x / x.norm(dim=0)  # over the regions
     for n in range(1, 5):
         conv = {
             name: (image[f"Rs_GCN_{n}.{name}.weight"][:, :, 0], image[f"Rs_GCN_{n}.{name}.bias"])

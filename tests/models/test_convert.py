@@ -165,6 +165,20 @@ def test_other_wrong_calls(tmp_path, uniter, vocabulary):
     write_published(matcher, published_matchers.checkpoint("scan"))
     with pytest.raises(UserError, match="--tokenizer belongs to an encoder's checkpoint"):
         run(matcher, "--out", tmp_path / "out", "--tokenizer", vocabulary)
+    with pytest.raises(UserError, match="holds the two halves of a matcher, not uniter's layout"):
+        run(matcher, "--out", tmp_path / "out", "--layout", "uniter")
+    with pytest.raises(UserError, match=r"the value of --option cross_attn=.* cannot be read"):
+        run(matcher, "--out", tmp_path / "out", "--option", "cross_attn=[t2i")
+    with pytest.raises(UserError, match="lambda_softmax='abc' among its options, which is no number"):
+        run(matcher, "--out", tmp_path / "out", "--option", "lambda_softmax=abc")
+    with pytest.raises(UserError, match="--option belongs to a matcher's checkpoint"):
+        run(uniter, "--out", tmp_path / "out", "--option", "a=1")
+    with pytest.raises(UserError, match="cannot be written"):
+        run(uniter, "--out", uniter / "below", "--tokenizer", vocabulary)
+    flat = tmp_path / "flat.pt"
+    write_published(flat, published_uniter.state_dict() | {"uniter.embeddings.word_embeddings.weight": torch.ones(50)})
+    with pytest.raises(UserError, match="a tensor of a shape that its layout does not know"):
+        run(flat, "--out", tmp_path / "out")
     with pytest.raises(UserError, match="--option bi_gru is not KEY=VALUE"):
         run(matcher, "--out", tmp_path / "out", "--option", "bi_gru")
     (tmp_path / "v.json").write_text(json.dumps({"word2idx": {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3}}))

@@ -96,6 +96,19 @@ def test_weight_normalisation_is_multiplied_out(tmp_path):
     assert set(to_matcher(done.model, done.record)["model"][0]) == {"fc.weight", "fc.bias"}
 
 
+def test_halves_that_were_trained_in_parallel(tmp_path):
+    parts = [{f"module.{name}": value for name, value in half.items()} for half in theirs.halves("bfan")]
+    assert torch.equal(converted(tmp_path, "bfan", parts).model.project.weight, parts[0]["module.fc.weight"])
+
+
+def test_weight_normalisation_by_rows_is_refused(tmp_path):
+    image, text = theirs.halves("scan")
+    plain = image["fc.weight"]
+    split = {"fc.weight_g": plain.norm(dim=1, keepdim=True), "fc.weight_v": plain, "fc.bias": image["fc.bias"]}
+    with pytest.raises(UserError, match=r"img.fc.weight_g of shape \[8, 1\]"):
+        converted(tmp_path, "scan", [split, text])
+
+
 def test_numpy_numbers_beside_the_weights_are_read(tmp_path):
     held = theirs.checkpoint("bfan") | {"best_rsum": np.float64(431.2)}
     assert from_matcher(written(tmp_path, held), "bfan", {}).model.config.focal == "prob"

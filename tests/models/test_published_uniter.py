@@ -189,6 +189,8 @@ FAULTS = [  # (tensors to add or replace, or None to remove; sizes given; pieces
     ({}, {"hidden_size": 768}, None, "has hidden_size 128, the config says 768"),
     ({}, {"num_attention_heads": 5}, None, "number of attention heads"),
     ({}, {"num_attention_heads": "two"}, None, "num_attention_heads 'two', which is no number"),
+    ({}, {"num_attention_heads": 2.5}, None, "num_attention_heads 2.5, which cannot be"),
+    ({}, {"hidden_dropout_prob": 3}, None, "hidden_dropout_prob 3, which cannot be"),
     ({}, {"hidden_act": "relu"}, None, "hidden_act 'relu'"),
     ({"uniter.embeddings.word_embeddings.weight": None}, {}, None, "no word embeddings .* --layout"),
     ({"uniter.embeddings.position_embeddings.weight": None}, {}, None, "lacks uniter.embeddings.position_embeddings.weight"),
@@ -201,6 +203,16 @@ def test_a_file_that_does_not_fit_gets_one_sentence(tmp_path, change, given, voc
     with pytest.raises(UserError, match=sentence) as caught:
         from_uniter(held(state, tmp_path), given, vocabulary)
     assert "\n" not in str(caught.value)
+
+
+def test_padding_that_was_trained_is_not_cut_off(tmp_path):
+    state = theirs.state_dict(vocab=56)
+    state["uniter.embeddings.word_embeddings.weight"][50:] = 0
+    with pytest.raises(UserError, match="has 56 word pieces and the tokenizer 50"):  # biases behind the vocabulary are not zero
+        from_uniter(held(state, tmp_path), {}, 50)
+    for head in ("cls", "correction_output"):
+        state[f"{head}.predictions.bias"][50:] = 0
+    assert same(to_uniter((done := from_uniter(held(state, tmp_path), {}, 50)).model, done.record), state)
 
 
 def test_keys_may_be_left_out_by_name(tmp_path):

@@ -16,6 +16,7 @@ from tiny_vision import LABELS, PROCESSORS, TinyPictures, save_model
 from preprocess import extract
 from preprocess.extractors.checkpoint import Checkpoint
 from preprocess.extractors.detector import DetectorExtractor, corners
+from preprocess.extractors.regions import Pixels
 from preprocess.verify import verify_corpus
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
@@ -162,3 +163,13 @@ def test_the_shards_hold_it(tmp_path: Path) -> None:
     assert (np.diff(sample["scores.npy"].astype(np.float32)) <= 0).all()  # the most confident first
     bank, _ = load_bank(tmp_path / "out", "train")
     assert bank.classes is not None and bank.classes.shape == (manifest["splits"]["train"]["regions"], 3)
+
+
+def test_a_padded_picture_is_refused() -> None:
+    """A model trained on padded squares gives boxes as fractions of the square."""
+    extractor = object.__new__(DetectorExtractor)
+    whole = torch.ones(2, 4, dtype=torch.int64)
+    half = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]])
+    for mask, refused in ((None, False), (whole, False), (half, True)):
+        problem = extractor.check(Pixels(torch.zeros(3, 2, 4), mask, (4, 2), None))
+        assert (problem is not None and "set do_pad to false" in problem) == refused

@@ -184,3 +184,19 @@ def test_an_interruption_says_how_to_go_on(tiny: TinyPictures, models: Path, mon
     monkeypatch.setattr(ExtractSource, "extract", interrupted)
     with pytest.raises(UserError, match="the same command continues"):
         extract.run(tiny.arguments(models / "vit"))
+
+
+@pytest.mark.parametrize("threshold", ["2", "-1", "nan"])
+def test_a_threshold_is_a_share(tiny: TinyPictures, models: Path, threshold: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        extract.run([*tiny.arguments(models / "detr"), f"--threshold={threshold}"])
+    assert "must be from 0 to 1" in capsys.readouterr().err
+
+
+def test_classes_that_are_not_numbered_from_0(tiny: TinyPictures, models: Path) -> None:
+    model = copied(models, "detr", tiny.folder)
+    config = json.loads((model / "config.json").read_text())
+    named = {str(int(i) + 1): name for i, name in config["id2label"].items()}
+    (model / "config.json").write_text(json.dumps(config | {"id2label": named, "label2id": {}}))
+    with pytest.raises(UserError, match="id2label does not number its classes from 0"):
+        extract.run(tiny.arguments(model))

@@ -31,16 +31,17 @@ class VsrnConfig(MatcherConfig):
     caption_hidden    width of the captioning decoder; 0: no captioning head
     column_norm       normalise each feature over the regions of its image, before and after the graph, where the paper normalises
                       each region: what the released code does, and what its checkpoints were trained with
+    input_norm        with column_norm: also before the graph (the released code does so for COCO and not for Flickr30K)
     """
 
     model_type = "tagsds_vsrn"
 
     def __init__(
         self, embed_size: int = 2048, graph_layers: int = 4, image_norm: bool = False, caption_hidden: int = 512,
-        column_norm: bool = False, **kwargs,
+        column_norm: bool = False, input_norm: bool = True, **kwargs,
     ) -> None:  # fmt: skip
         self.graph_layers, self.image_norm, self.caption_hidden = graph_layers, image_norm, caption_hidden
-        self.column_norm = column_norm
+        self.column_norm, self.input_norm = column_norm, input_norm
         super().__init__(embed_size=embed_size, **kwargs)
 
 

@@ -37,7 +37,7 @@ class VSRN(Matcher):
     def encode_images(self, images: Images) -> Encoded:
         """With `states`, the normalised region states that enter the GRU."""
         regions = self.project(images)
-        if self.config.column_norm:
+        if self.config.column_norm and self.config.input_norm:
             regions = unit_columns(regions)
         for layer in self.graph:
             regions = layer(regions)

@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ def read_published(path: Path) -> Published:
 def _load(path: Path) -> Any:
     """torch.load of tensors, containers, numbers and strings; anything else in the file is refused unread."""
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocol and the encoding, which is for strings that Python 2 wrote
+            return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(

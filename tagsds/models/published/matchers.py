@@ -58,7 +58,7 @@ def matcher_rules(kind: str, layers: int, image_norm: bool) -> list[Rule]:
     return rules + (copies([("img.bn", "image_norm")], NORM) if image_norm else [])
 
 
-def settings_of(kind: str, options: dict[str, Any], path: Path) -> dict[str, Any]:
+def settings_of(kind: str, options: dict[str, Any], path: Path, image_norm: bool) -> dict[str, Any]:
     """Our config's settings from the training's options. UserError where an option is absent or stands for another formula."""
     for key, needed in NEEDED[kind].items():
         if options.get(key, needed) != needed:
@@ -69,25 +69,33 @@ def settings_of(kind: str, options: dict[str, Any], path: Path) -> dict[str, Any
             raise UserError(f"{path} does not carry the option {key} of its training; give it with --option {key}=VALUE.")
         return options[key]
 
+    def number(key: str) -> float:
+        value = option(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{path} has {key}={value!r} among its options, which is no number; give --option {key}=NUMBER.")
+        return float(value)
+
     if kind == "vsrn":
-        return {"column_norm": True}
+        return {"column_norm": True, "input_norm": not image_norm}  # its Flickr30K model has the one norm and not the other
     if kind == "bfan":
-        return {"focal": option("focal_type"), "lambda_softmax": float(option("lambda_softmax"))}
+        return {"focal": option("focal_type"), "lambda_softmax": number("lambda_softmax")}
     pooling = option("agg_func")
-    if pooling not in POOLINGS:
+    if not isinstance(pooling, str) or pooling not in POOLINGS:
         raise UserError(f"{path} was trained with agg_func={pooling}; only {' and '.join(POOLINGS)} are built here.")
-    numbers = {key: float(option(key)) for key in ("lambda_softmax", "lambda_lse")}
+    numbers = {key: number(key) for key in ("lambda_softmax", "lambda_lse")}
     return {"direction": option("cross_attn"), "pooling": POOLINGS[pooling], **numbers}
 
 
 def from_matcher(published: Published, kind: str, options: dict[str, Any]) -> Converted:
     """`options` adds to those in the file, or replaces them."""
-    path, theirs = published.path, dict(published.tensors)
+    path, theirs = published.path, {key.replace(".module.", ".", 1): value for key, value in published.tensors.items()}
     options = published.options | options
     record = {"layout": kind, "source": path.name, "options": {k: v for k, v in options.items() if is_plain(v)}}
     record["keys"] = {key: str(value.dtype).removeprefix("torch.") for key, value in theirs.items()}
     notes = []
     if "img.fc.weight_g" in theirs and "img.fc.weight_v" in theirs:  # weight normalisation of the whole matrix
+        if theirs["img.fc.weight_g"].numel() != 1:
+            raise UserError(f"{path} has img.fc.weight_g of shape {list(theirs['img.fc.weight_g'].shape)}; one number is expected.")
         direction = theirs.pop("img.fc.weight_v")
         theirs["img.fc.weight"] = theirs.pop("img.fc.weight_g") * direction / direction.norm()
         record["keys"] = {}
@@ -107,14 +115,15 @@ def from_matcher(published: Published, kind: str, options: dict[str, Any]) -> Co
         notes.append("initialised at random: the captioning decoder, which such files do not carry")
     config_class, model_class = MATCHERS[kind]
     torch.manual_seed(0)
-    model = model_class(config_class(**sizes, **settings_of(kind, options, path)))
+    model = model_class(config_class(**sizes, **settings_of(kind, options, path, image_norm)))
     fit(ours, model.state_dict(), path)
     model.load_state_dict(ours, strict=False)
     return Converted(model.eval(), notes=notes, record=record)
 
 
 def to_matcher(model: Matcher, record: dict[str, Any] | None, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """What the repository's own evaluation loads: both halves and the options. `record`, `dtype` as in `to_uniter`."""
+    """Both halves and the options that shape the model, as the repository's training saves them; its evaluation also wants options
+    of its training, which are there only where `record` has them. `record`, `dtype` as in `to_uniter`."""
     config, record = model.config, record or {}
     kind = next(name for name, (_, model_class) in MATCHERS.items() if isinstance(model, model_class))
     if kind == "vsrn" and not config.column_norm:

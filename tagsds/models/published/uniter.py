@@ -35,6 +35,7 @@ HEADS = {
 }
 HEAD_WIDTH = 64  # of base and large, and of BERT's
 TEXT_HALF = {"region_dim": 2048, "num_region_classes": 1601}  # UNITER's regions, for BERT, which has none
+FRACTIONS = ("layer_norm_eps", "initializer_range")
 MOST_PADDING = 7  # rows that UNITER adds to reach a multiple of 8, for speed in half precision
 CONFIG_KEYS = {  # of a BERT-type config file -> of ours
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_dropout_prob",
@@ -175,7 +176,8 @@ def without_padding(theirs: dict[str, Tensor], vocabulary: int | None, path: Pat
     padding = rows - (vocabulary if vocabulary is not None else rows)
     if not padding:
         return theirs, 0
-    if not 0 < padding <= MOST_PADDING or rows % (MOST_PADDING + 1) or theirs[WORDS][vocabulary:].any():
+    behind = [value[vocabulary:] for name, value in theirs.items() if has_vocabulary(name)] if padding > 0 else []
+    if not 0 < padding <= MOST_PADDING or rows % (MOST_PADDING + 1) or any(value.any() for value in behind):
         raise UserError(
             f"{path} has {rows} word pieces and the tokenizer {vocabulary}; give the tokenizer the checkpoint was trained with."
         )
@@ -194,6 +196,10 @@ def config_of(theirs: dict[str, Tensor], given: dict[str, Any], image: bool, pat
     for key in given.keys() & (CONFIG_KEYS | set(TEXT_HALF)):
         if isinstance(given[key], bool) or not isinstance(given[key], int | float) or given[key] < 0:
             raise UserError(f"the config has {key} {given[key]!r}, which is no number; give the config of this checkpoint.")
+        is_share = key.endswith("_prob")
+        if (is_share and given[key] > 1) or (not is_share and key not in FRACTIONS and int(given[key]) != given[key]):
+            raise UserError(f"the config has {key} {given[key]!r}, which cannot be; give the config of this checkpoint.")
+        given = given | {key: int(given[key])} if not is_share and key not in FRACTIONS else given
     layers = {name.split(".")[3] for name in theirs if name.startswith("uniter.encoder.layer.")}
     needed = ["uniter.embeddings.position_embeddings.weight", "uniter.encoder.layer.0.intermediate.dense.weight"]
     needed += [IMAGE + "img_linear.weight"] if image else []
@@ -214,7 +220,7 @@ def config_of(theirs: dict[str, Tensor], given: dict[str, Any], image: bool, pat
         padded = key == "vocab_size" and 0 <= given.get(key, value) - value <= MOST_PADDING  # a config may count the padding
         if given.get(key, value) != value and not padded and (key != "num_region_classes" or classes is not None):
             raise UserError(f"{path} has {key} {value}, the config says {given[key]}; give the config of this checkpoint.")
-    heads = given.get("num_attention_heads") or (width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else 0)
+    heads = given.get("num_attention_heads", width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else 0)
     if not heads or width % heads:
         raise UserError(
             f"the number of attention heads cannot be told from a width of {width}; give --config with num_attention_heads."
