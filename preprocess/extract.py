@@ -18,6 +18,7 @@ from preprocess.extractors.source import ExtractSource
 from preprocess.pack import OPTION_FIELDS, add_common, add_split, pack_and_tell, positive_number, whole_number
 from preprocess.sources.karpathy import read_index
 from tagsds.errors import UserError, command
+from tagsds.files import check_exist
 
 DETECTOR_FIELDS = ("threshold", "min_regions", "max_regions")
 
@@ -64,8 +65,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not built in, or `meta`
         raise UserError(f"--device {name} is not there; use --device auto, or cpu.") from error
     return device
 
@@ -81,9 +82,7 @@ def make_extractor(args: argparse.Namespace, checkpoint: Checkpoint, kind: str, 
 def make_source(args: argparse.Namespace) -> ExtractSource:
     """Captions, pictures, then the model: what is missing is said before anything slow."""
     files = [*args.captions, args.split]
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; check the path.")
+    check_exist(files)
     index = read_index(args.captions, args.split)
     if not index.splits:
         raise UserError(f"{args.split} names no images; list some for a split.")

@@ -20,6 +20,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}."
 
 
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, cut to fit into a sentence."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].strip().rstrip(".:")[:200] if lines else "") or type(error).__name__
+
+
 def command(main: Callable[[], object]) -> Callable[[], None]:
     """Wrap a console command: a UserError ends it with its sentence on stderr and exit status 2."""
 

@@ -175,9 +175,9 @@ def run(options: argparse.Namespace, world: World) -> None:
         results["provenance"] = provenance(folder, options.data, **settings)
         output = options.output or home / f"results-{options.split}.json"
         write_results(output, results)
-        record_recalls(folder, options.split, options.data, results)
         print(results_table(results))
         print(f"written to {output}")
+        record_recalls(folder, options.split, options.data, results)
 
 
 def source_of(path: Path, head: str) -> dict[str, str | None]:

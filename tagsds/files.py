@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from tagsds.errors import UserError
+from tagsds.errors import UserError, first_line
 
 
 @contextmanager
@@ -54,3 +54,20 @@ def check_exist(paths: Iterable[Path]) -> None:
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist; check the path.")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of the user's holds. UserError where there is none, or it is cut short."""
+    check_exist([path])
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON ({first_line(error)}); correct it, or copy it again.") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The same where only an object will do, such as a config."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, not an object; check the path.")
+    return value

@@ -144,7 +144,8 @@ def train(args: argparse.Namespace) -> None:
             monitor.text("written negatives", as_markdown(examples), done)
         if done in log.export_at and done < steps:  # before the checkpoint: a run resumed from it does not come back here
             average_buffers(model, world)
-            checkpoint.export(engine, model, tokenizer, args.output / f"export-step{done}", heads, world, stage, card(done))
+            folder = args.output / f"export-step{done}"
+            checkpoint.export(engine, model, tokenizer, folder, heads, world, stage, partial(card, done))
         if (log.checkpoint_every and done % log.checkpoint_every == 0) or done == steps:
             average_buffers(model, world)
             oldest = checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
@@ -160,7 +161,7 @@ def train(args: argparse.Namespace) -> None:
             found = {"scores": monitor.recent, "negatives": negatives}
             write_json(args.output / "examples.json", found)
     # last of all: a run with an export is a finished run
-    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage, card(steps))
+    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage, partial(card, steps))
     monitor.close()
     if world.first:
         print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")

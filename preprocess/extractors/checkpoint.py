@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForObjectDetect
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from tagsds.errors import UserError
-from tagsds.files import sha256_of
+from tagsds.errors import UserError, first_line
+from tagsds.files import read_json_object, sha256_of
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 IGNORED = ("pooler.", "vision_model.pooler.")  # weights a checkpoint may lack: nothing here reads what they make
@@ -54,10 +53,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a folder written by save_pretrained to --model.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy the model again.") from error
+    config = read_json_object(path)
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise UserError(
             f"{folder} has no {PROCESSOR_FILES[0]}, so that nobody knows how pictures are scaled for the model; "
@@ -90,9 +86,9 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         processor = AutoImageProcessor.from_pretrained(
             checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{checkpoint.processor_file} describes no image processor that loads ({_first_line(error)}); "
+            f"{checkpoint.processor_file} describes no image processor that loads ({first_line(error)}); "
             "take the file from where the model was published."
         ) from error
     if getattr(processor, "backend", "pil") != "pil":
@@ -115,7 +111,7 @@ def load_model(checkpoint: Checkpoint, kind: str, device: torch.device) -> PreTr
                 output_loading_info=True,
             )
     except ImportError as error:
-        raise UserError(f"{checkpoint.folder}: the model needs a package that is missing ({_first_line(error)}).") from error
+        raise UserError(f"{checkpoint.folder}: the model needs a package that is missing ({first_line(error)}).") from error
     except UnpicklingError as error:
         raise UserError(
             f"{checkpoint.weights[0]} is damaged, or holds more than tensors, which could run code and is not read; "
@@ -124,7 +120,7 @@ def load_model(checkpoint: Checkpoint, kind: str, device: torch.device) -> PreTr
     except Exception as error:  # an unknown type, a damaged file: each has a class of its own
         raise UserError(
             f"{checkpoint.folder} does not load as {'a detector' if kind == 'detector' else 'a vision model'} "
-            f"({_first_line(error)}); check --kind, or copy the model again."
+            f"({first_line(error)}); check --kind, or copy the model again."
         ) from error
     missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(IGNORED))
     missing += sorted(str(entry[0]) for entry in loaded["mismatched_keys"])
@@ -148,9 +144,3 @@ def _quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    """What an exception says, shortened to fit into a sentence."""
-    lines = str(error).strip().splitlines()
-    return (lines[0].strip().rstrip(".:")[:200] if lines else "") or type(error).__name__

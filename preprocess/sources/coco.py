@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from preprocess.records import ImageRecord, seed_of
 from preprocess.sources.boxes import fractions
-from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index, read_json
+from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
 from tagsds.errors import UserError
-from tagsds.files import check_exist
+from tagsds.files import check_exist, read_json
 
 WHOLE_IMAGE = "whole image"  # pseudo-class of the one region of an image without boxes
 

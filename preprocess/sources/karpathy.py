@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from preprocess.records import Caption
 from tagsds.errors import UserError
-from tagsds.files import check_exist
+from tagsds.files import read_json
 
 COCO_STEM = re.compile(r"^(?:COCO_[a-z]+\d{4}_)?(\d{12})$")
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
@@ -45,16 +43,6 @@ class CaptionIndex:
         """Captions of a split in order."""
         for key in self.splits[split]:
             yield from (caption.text for caption in self.captions[key])
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; UserError where there is none or it is cut short."""
-    check_exist([path])
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download it again.") from error
 
 
 def read_index(captions: list[Path], split: Path) -> CaptionIndex:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.sources.karpathy import read_json
 from preprocess.sources.lmdb_reader import RefusedError, database, decode_arrays
 from tagsds.errors import UserError
+from tagsds.files import read_json
 
 THRESHOLD, FEWEST, MOST = 0.2, 10, 100  # regions above it count, but at least and at most so many
 BOX_SLACK = 0.01  # fraction of the image that a box may leave it by; it is clipped

@@ -18,11 +18,12 @@ from typing import Any
 
 from preprocess.pieces import CONTINUES, spell
 from preprocess.records import Caption, ImageRecord, Span
-from preprocess.sources.karpathy import image_key, read_json
+from preprocess.sources.karpathy import image_key
 from preprocess.sources.lmdb_reader import RefusedError, close_all, database, decode_text
 from preprocess.sources.uniter_images import ImageDatabase, read_image
 from tagsds.data.wordpiece import load_tokenizer
 from tagsds.errors import UserError
+from tagsds.files import read_json
 
 KIND_OF_TREE = {"node": "object", "attribute": "attribute", "relation": "relation"}
 SENTENCE_FIELDS = ("raw", "sentence", "sent", "caption", "text")  # of a value, where the text came along

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ def load(engine, output: Path, world: World, stage: int) -> int:
 
 
 def export(
-    engine, model: PreTrainedModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int, card: Card
-) -> None:
+    engine, model: PreTrainedModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int,
+    card: Callable[[], Card],
+) -> None:  # fmt: skip
     """A Hugging Face folder in fp32 (the optimiser's master weights where training ran in half precision), with its card."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -86,7 +88,7 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
         whole.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        card.write(temporary)
+        card().write(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     world.wait()

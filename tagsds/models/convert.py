@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,23 @@ from transformers.utils import logging
 
 from tagsds.data.wordpiece import load_tokenizer
 from tagsds.errors import UserError, command
-from tagsds.files import sha256_of, write_json
+from tagsds.files import read_json_object, sha256_of, write_json
 from tagsds.models.card import Card
 from tagsds.models.load import find_checkpoint, load_model
 from tagsds.models.matchers import MATCHERS
-from tagsds.models.published.files import first_line, read_json, read_published, write_published
+from tagsds.models.published.files import read_published, write_published
 from tagsds.models.published.matchers import from_matcher, kind_of, to_matcher
 from tagsds.models.published.uniter import TEXT_HALF, Converted, from_uniter, to_uniter
 from tagsds.models.published.words import read_words, word_tokenizer
 from tagsds.models.uniter import UniterModel
 
 RECORD = "published.json"  # in the folder: what the way back needs
+OPTIONS = {  # what each kind of conversion takes, beside the source, --out and --layout
+    "encoder": ("tokenizer", "config", "region_dim", "region_classes", "ignore"),
+    "matcher": ("vocabulary", "option"),
+    "way back": ("dtype",),
+}
+WHOSE = {"encoder": "an encoder's file", "matcher": "a matcher's file", "way back": "a folder of this program"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -64,7 +69,8 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         (export if ours else convert)(args)
     except OSError as error:
-        raise UserError(f"{args.out} cannot be written ({error.strerror or error}); give another --out.") from error
+        where = error.filename or args.out
+        raise UserError(f"{where}: {error.strerror or error}; check the path, or give another --out.") from error
 
 
 def is_ours(source: Path) -> bool:
@@ -72,29 +78,22 @@ def is_ours(source: Path) -> bool:
     config = source / "config.json"
     if source.is_dir() and not config.is_file():
         return (source / "export").is_dir() or not any((source / n).is_file() for n in ("model.safetensors", "pytorch_model.bin"))
-    return config.is_file() and str(read_json(config).get("model_type", "")).startswith("tagsds_")
+    return config.is_file() and str(read_json_object(config).get("model_type", "")).startswith("tagsds_")
 
 
 def convert(args: argparse.Namespace) -> None:
     """A published checkpoint -> a Hugging Face folder with its tokenizer, a model card, and a record for the way back."""
     published = read_published(args.source)
     matcher = published.is_matcher or args.layout in MATCHERS
-    wrong: dict[str, Any] = {"--vocabulary": args.vocabulary, "--option": args.option or None}
-    if matcher:
-        wrong = {"--tokenizer": args.tokenizer, "--config": args.config, "--ignore": args.ignore or None}
-        wrong |= {"--region-dim": args.region_dim, "--region-classes": args.region_classes}
+    refuse_others(args, "matcher" if matcher else "encoder", published.path)
     if published.is_matcher and args.layout in ("uniter", "bert"):
         raise UserError(f"{published.path} holds the two halves of a matcher, not {args.layout}'s layout; leave --layout out.")
-    for option, value in wrong.items():
-        if value is not None:
-            other = "a matcher's" if not matcher else "an encoder's"
-            raise UserError(f"{option} belongs to {other} checkpoint, and {published.path} is none; leave it out.")
     if matcher:
         tokenizer: Any = word_tokenizer(read_words(args.vocabulary)) if args.vocabulary else None
         if not published.is_matcher:
             raise UserError(f"{published.path} does not hold the two halves of a matcher; give the file that its training saved.")
         kind, options = kind_of(published, args.layout), dict(map(option_of, args.option))
-        done = of_known_shape(published.path, lambda: from_matcher(published, kind, options))
+        done = from_matcher(published, kind, options)
         rows = done.model.config.vocab_size
         if tokenizer is not None and len(tokenizer) != rows:
             raise UserError(
@@ -104,10 +103,11 @@ def convert(args: argparse.Namespace) -> None:
     else:
         tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else tokenizer_beside(args.source)
         pieces = len(tokenizer) if tokenizer is not None else None
-        given = given_sizes(args)
-        done = of_known_shape(published.path, lambda: from_uniter(published, given, pieces, tuple(args.ignore)))
+        done = from_uniter(published, given_sizes(args), pieces, tuple(args.ignore))
         if args.layout not in ("auto", done.record["layout"]):
             raise UserError(f"{published.path} has the layout of {done.record['layout']}, not {args.layout}; leave --layout out.")
+    if any(value.dtype == torch.float64 for value in published.tensors.values()):
+        done.notes.append("float64 values are rounded to float32")
     done.record["sha256"] = sha256_of(published.path)
     if tokenizer is None:
         done.notes.append("no tokenizer was given: shards are taken to be packed with the right one")
@@ -115,13 +115,13 @@ def convert(args: argparse.Namespace) -> None:
     print(told(done, published.path, args.out))
 
 
-def of_known_shape(path: Path, work: Callable[[], Converted]) -> Converted:
-    """Tensors may have a shape that no rule foresees (a vector for a matrix): one sentence for all of them."""
-    try:
-        return work()
-    except (IndexError, RuntimeError, ValueError, TypeError) as error:
-        reason = f"has a tensor of a shape that its layout does not know ({first_line(error)})"
-        raise UserError(f"{path} {reason}; check the file.") from error
+def refuse_others(args: argparse.Namespace, kind: str, source: Path) -> None:
+    """UserError for an option that this conversion would not read."""
+    for other, names in OPTIONS.items():
+        for name in names:
+            if other != kind and getattr(args, name) not in (None, []):
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} is for {WHOSE[other]}, and {source} is {WHOSE[kind]}; leave it out.")
 
 
 def option_of(text: str) -> tuple[str, Any]:
@@ -141,7 +141,7 @@ def given_sizes(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line and a config file say of the sizes."""
     beside = args.source / "config.json" if args.source.is_dir() else None
     path = args.config or (beside if beside is not None and beside.is_file() else None)
-    given = read_json(path) if path is not None else {}
+    given = read_json_object(path) if path is not None else {}
     if given.get("model_type", "bert") != "bert":
         raise UserError(f"{path} has model_type '{given['model_type']}', where BERT's or UNITER's is needed; check --config.")
     asked = {"region_dim": args.region_dim, "num_region_classes": args.region_classes}
@@ -193,12 +193,13 @@ def told(done: Converted, path: Path, out: Path) -> str:
 def export(args: argparse.Namespace) -> None:
     """A folder of ours -> one file in the layout of the code the method was published with."""
     folder, _ = find_checkpoint(args.source)
+    refuse_others(args, "way back", folder)
     if args.out.suffix not in (".pt", ".pth", ".bin", ".tar"):
         raise UserError(f"--out {args.out} names no .pt, .pth, .bin or .tar file; {args.source} becomes a file of torch.save.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = load_model(folder)
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    record = read_json_object(folder / RECORD) if (folder / RECORD).is_file() else None
     layout = "uniter" if isinstance(model, UniterModel) else model.config.model_type.removeprefix("tagsds_")
     if args.layout not in ("auto", layout):
         raise UserError(f"{folder} holds a model of layout {layout}, not {args.layout}; leave --layout out.")

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import load_tokenizer
-from tagsds.errors import UserError
+from tagsds.errors import UserError, first_line
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.matchers.config import MatcherConfig
 
@@ -75,8 +75,7 @@ def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> Any:
             str(folder), config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise half a dozen kinds for a broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the weights in {folder} cannot be loaded ({reason}); export or copy them again.") from error
+        raise UserError(f"the weights in {folder} cannot be loaded ({first_line(error)}); export or copy them again.") from error
     model, info = loaded
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if absent:

@@ -141,7 +141,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
         ('{"word2idx": {"<pad>": 0, "<start>": 2}}', "numbers its words from 0"),
         ('{"word2idx": {"<pad>": 0, "a": 1}}', "lacks <start>, <end>, <unk>"),
         ("[1]", "a JSON list, not an object"),
-        ("{", "cannot be read as JSON"),
+        ("{", "is not valid JSON"),
     ],
 )
 def test_a_file_that_is_no_vocabulary(tmp_path, text, sentence):

@@ -183,7 +183,7 @@ def test_bad_input_gets_one_sentence(tiny_coco: TinyCoco, tmp_path: Path, spoil,
 def test_broken_and_missing_files(tiny_coco: TinyCoco, tmp_path: Path) -> None:
     tiny_coco.write()
     (tiny_coco.folder / "captions.json").write_text('{"images": [')
-    with pytest.raises(UserError, match=r"captions.json is not valid JSON .*download it again"):
+    with pytest.raises(UserError, match=r"captions.json is not valid JSON .*copy it again"):
         pack.run(tiny_coco.arguments(tmp_path / "out"))
     (tiny_coco.folder / "captions.json").unlink()
     with pytest.raises(UserError, match=r"captions.json does not exist"):

@@ -5,6 +5,7 @@ Shapes: I images, C captions, P pairs, R regions (most of a batch), L words, E j
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class Encoded:
         return Encoded(self.vectors[rows], self.lengths[rows])
 
 
-class Matcher(PreTrainedModel):
+class Matcher(PreTrainedModel, ABC):
     """`similarity(images, captions)` is what everything else calls; a matcher defines the four functions behind it."""
 
     config_class: type[MatcherConfig] = MatcherConfig
@@ -57,20 +58,24 @@ class Matcher(PreTrainedModel):
         if callable(begin):
             begin()
 
+    @abstractmethod
     def encode_images(self, images: Images) -> Encoded:
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def encode_captions(self, captions: Ragged) -> Encoded:
         """`captions`: Ragged int64 word pieces with [CLS] and [SEP], which stand for SCAN's start and end words."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def compare(self, images: Encoded, captions: Encoded) -> Tensor:
         """Every image with every caption: float32 [I, C]."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def compare_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         """Row p of the images with row p of the captions: float32 [P]."""
-        raise NotImplementedError
+        ...
 
     def similarity(self, images: Images, captions: Ragged) -> Tensor:
         """float32 [I, C]."""
@@ -120,9 +125,10 @@ class FragmentMatcher(Matcher):
     def encode_captions(self, captions: Ragged) -> Encoded:
         return Encoded(unit(self.text(captions)[0]), captions.lengths)
 
+    @abstractmethod
     def relate(self, dots: Tensor, regions: Side, words: Side) -> Tensor:
         """Similarity [...] from the products of words and regions, dots [..., L, R]."""
-        raise NotImplementedError
+        ...
 
     def compare(self, images: Encoded, captions: Encoded) -> Tensor:
         gradient = torch.is_grad_enabled() and (images.vectors.requires_grad or captions.vectors.requires_grad)

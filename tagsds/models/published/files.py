@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import re
 import warnings
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tagsds.errors import UserError
+from tagsds.errors import UserError, first_line
 from tagsds.files import atomic
 
 WRAPPERS = ("model_state_dict", "state_dict", "model", "module")  # a training state around the weights
@@ -103,18 +102,3 @@ def write_published(path: Path, held: Any) -> None:
     """By torch.save; the file is there once it is whole."""
     with atomic(path) as stream:
         torch.save(held, stream)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, such as a config or a word list."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}); check the path.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}, not an object; check the path.")
-    return value
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tagsds.errors import UserError
 
+COUNTER = "num_batches_tracked"  # of BatchNorm: the one number that is no weight
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -56,9 +58,31 @@ def take_all(rules: list[Rule], theirs: dict[str, Tensor], path: Path) -> dict[s
                     "such an untied checkpoint cannot be held here."
                 )
             continue
-        value = torch.cat([theirs[key] for key in rule.theirs]) if len(rule.theirs) > 1 else theirs[rule.theirs[0]]
-        ours[rule.ours] = (rule.take(value) if rule.take else value).float()
+        parts = [theirs[key] for key in rule.theirs]
+        for key, part in zip(rule.theirs, parts):
+            if not key.endswith(COUNTER) and not (part.is_floating_point() and bool(part.isfinite().all())):
+                raise UserError(f"{key} in {path} holds {part.dtype} or values that are not finite; give the trained weights.")
+        try:
+            value = torch.cat(parts) if len(parts) > 1 else parts[0]
+            ours[rule.ours] = (rule.take(value) if rule.take else value).float()
+        except (RuntimeError, IndexError) as error:  # parts that do not stack, a table with too few rows
+            shapes = ", ".join(str(list(part.shape)) for part in parts)
+            raise unknown_shape(rule.theirs[0], shapes, path) from error
     return ours
+
+
+def matrix_shape(theirs: dict[str, Tensor], key: str, path: Path) -> tuple[int, int]:
+    """Rows and columns of a tensor from which a size is read."""
+    if key not in theirs:
+        raise UserError(f"{path} lacks {key}, from which its sizes are read; give the whole checkpoint.")
+    shape = theirs[key].shape
+    if len(shape) != 2:
+        raise unknown_shape(key, str(list(shape)), path)
+    return shape[0], shape[1]
+
+
+def unknown_shape(key: str, shapes: str, path: Path) -> UserError:
+    return UserError(f"{key} in {path} has a shape that its layout does not know ({shapes}); check the file.")
 
 
 def repeats(key: str, rules: list[Rule]) -> bool:

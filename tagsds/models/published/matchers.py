@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tagsds.errors import UserError
+from tagsds.errors import UserError, nearest
 from tagsds.models.matchers import MATCHERS, Matcher
 from tagsds.models.published.files import Published
-from tagsds.models.published.layout import Rule, copies, fit, give_all, take_all
+from tagsds.models.published.layout import COUNTER, Rule, copies, fit, give_all, matrix_shape, take_all
 from tagsds.models.published.uniter import Converted
 
 GRU = tuple(f"{kind}_{part}_l0" for kind in ("weight", "bias") for part in ("ih", "hh"))
@@ -27,6 +27,13 @@ NEEDED: dict[str, dict[str, Any]] = {  # options that other formulas stand behin
     "vsrn": {"use_abs": False, "no_imgnorm": False, "num_layers": 1, "measure": "cosine"},
     "scan": {"raw_feature_norm": "clipped_l2norm", "bi_gru": True, "no_imgnorm": False, "no_txtnorm": False, "num_layers": 1},
     "bfan": {"no_imgnorm": False, "no_txtnorm": False, "num_layers": 1},
+}
+
+
+SETTINGS: dict[str, tuple[str, ...]] = {  # options that choose among ours
+    "vsrn": (),
+    "scan": ("cross_attn", "agg_func", "lambda_softmax", "lambda_lse"),
+    "bfan": ("focal_type", "lambda_softmax"),
 }
 
 
@@ -88,6 +95,9 @@ def settings_of(kind: str, options: dict[str, Any], path: Path, image_norm: bool
 
 def from_matcher(published: Published, kind: str, options: dict[str, Any]) -> Converted:
     """`options` adds to those in the file, or replaces them."""
+    known = {*NEEDED[kind], *SETTINGS[kind]}
+    if strange := sorted(set(options) - known):
+        raise UserError(f"--option {strange[0]} is none of {kind}'s: {nearest(strange[0], known)}")
     path, theirs = published.path, {key.replace(".module.", ".", 1): value for key, value in published.tensors.items()}
     options = published.options | options
     record = {"layout": kind, "source": path.name, "options": {k: v for k, v in options.items() if is_plain(v)}}
@@ -104,11 +114,11 @@ def from_matcher(published: Published, kind: str, options: dict[str, Any]) -> Co
     image_norm = "img.bn.weight" in theirs
     rules = matcher_rules(kind, layers, image_norm)
     for rule in rules:  # torch did not always count batches
-        if rule.ours.endswith("num_batches_tracked"):
+        if rule.ours.endswith(COUNTER):
             theirs.setdefault(rule.theirs[0], torch.zeros((), dtype=torch.int64))
     ours = take_all(rules, theirs, path)
-    vocab_size, word_size = ours["text.word.weight"].shape
-    embed_size, region_dim = ours["project.weight"].shape
+    vocab_size, word_size = matrix_shape(theirs, "txt.embed.weight", path)
+    embed_size, region_dim = matrix_shape(theirs, "img.fc.weight", path)
     sizes = {"vocab_size": vocab_size, "word_size": word_size, "embed_size": embed_size, "region_dim": region_dim}
     if kind == "vsrn":
         sizes |= {"graph_layers": layers, "image_norm": image_norm}

@@ -18,7 +18,7 @@ from tagsds.errors import UserError
 from tagsds.models.config import UniterConfig
 from tagsds.models.heads import initialise_heads
 from tagsds.models.published.files import Published
-from tagsds.models.published.layout import Rule, copies, fit, give_all, take_all
+from tagsds.models.published.layout import Rule, copies, fit, give_all, matrix_shape, take_all
 from tagsds.models.uniter import UniterModel
 
 WORDS = "uniter.embeddings.word_embeddings.weight"
@@ -152,7 +152,7 @@ def from_uniter(published: Published, given: dict[str, Any], vocabulary: int | N
     config = config_of(theirs, given, image, path)
     rules = encoder_rules(config.num_hidden_layers, image, pooler) + head_rules(found)
     ours = take_all(rules, theirs, path)
-    if image and theirs[MASK][0].any():
+    if image and bool(theirs[MASK][0].any()):
         notes.append(f"row 0 of {MASK} is not kept: the layout sets it to zero before each use")
 
     config.trained_heads = sorted(found)
@@ -193,29 +193,21 @@ def config_of(theirs: dict[str, Tensor], given: dict[str, Any], image: bool, pat
     """Sizes read off the tensors; `given` adds what they do not tell, and may not contradict them."""
     if given.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"the config has hidden_act '{given['hidden_act']}' and this model the exact 'gelu' only; it would differ.")
-    for key in given.keys() & (CONFIG_KEYS | set(TEXT_HALF)):
-        if isinstance(given[key], bool) or not isinstance(given[key], int | float) or given[key] < 0:
-            raise UserError(f"the config has {key} {given[key]!r}, which is no number; give the config of this checkpoint.")
-        is_share = key.endswith("_prob")
-        if (is_share and given[key] > 1) or (not is_share and key not in FRACTIONS and int(given[key]) != given[key]):
-            raise UserError(f"the config has {key} {given[key]!r}, which cannot be; give the config of this checkpoint.")
-        given = given | {key: int(given[key])} if not is_share and key not in FRACTIONS else given
+    given = {key: number(key, given[key]) for key in (*CONFIG_KEYS, *TEXT_HALF) if key in given}
     layers = {name.split(".")[3] for name in theirs if name.startswith("uniter.encoder.layer.")}
-    needed = ["uniter.embeddings.position_embeddings.weight", "uniter.encoder.layer.0.intermediate.dense.weight"]
-    needed += [IMAGE + "img_linear.weight"] if image else []
-    if missing := [key for key in needed if key not in theirs]:
-        raise UserError(f"{path} lacks {missing[0]}, from which its sizes are read; give the whole checkpoint.")
-    rows, width = theirs[WORDS].shape
+    rows, width = matrix_shape(theirs, WORDS, path)
     sizes = {
         "vocab_size": rows,
         "hidden_size": width,
         "num_hidden_layers": len(layers),
-        "intermediate_size": len(theirs[needed[1]]),
-        "max_position_embeddings": len(theirs[needed[0]]),
+        "intermediate_size": matrix_shape(theirs, "uniter.encoder.layer.0.intermediate.dense.weight", path)[0],
+        "max_position_embeddings": matrix_shape(theirs, "uniter.embeddings.position_embeddings.weight", path)[0],
     }
     if image:
         classes = theirs.get("region_classifier.net.3.weight")
-        sizes |= {"region_dim": theirs[needed[2]].shape[1], "num_region_classes": len(classes) if classes is not None else 0}
+        sizes["region_dim"] = matrix_shape(theirs, IMAGE + "img_linear.weight", path)[1]
+        matrix_shape(theirs, MASK, path)  # two rows, of which the second is read
+        sizes["num_region_classes"] = len(classes) if classes is not None else 0
     for key, value in sizes.items():
         padded = key == "vocab_size" and 0 <= given.get(key, value) - value <= MOST_PADDING  # a config may count the padding
         if given.get(key, value) != value and not padded and (key != "num_region_classes" or classes is not None):
@@ -225,9 +217,18 @@ def config_of(theirs: dict[str, Tensor], given: dict[str, Any], image: bool, pat
         raise UserError(
             f"the number of attention heads cannot be told from a width of {width}; give --config with num_attention_heads."
         )
-    extra = {key: given[key] for key in (*CONFIG_KEYS, *TEXT_HALF) if key in given}
-    extra = extra if image else TEXT_HALF | extra
-    return UniterConfig(**(extra | sizes | {"num_attention_heads": heads}))
+    return UniterConfig(**((given if image else TEXT_HALF | given) | sizes | {"num_attention_heads": heads}))
+
+
+def number(key: str, value: Any) -> int | float:
+    """A config's number: a share of 1, a small fraction, or a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise UserError(f"the config has {key} {value!r}, which is no number; give the config of this checkpoint.")
+    if key in FRACTIONS:
+        return value
+    if value > 1 if key.endswith("_prob") else value != int(value):
+        raise UserError(f"the config has {key} {value!r}, which cannot be; give the config of this checkpoint.")
+    return value if key.endswith("_prob") else int(value)
 
 
 def to_uniter(model: UniterModel, record: dict[str, Any] | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from tagsds.errors import UserError
-from tagsds.models.published.files import first_line, read_json
+from tagsds.errors import UserError, first_line
+from tagsds.files import read_json_object
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 OPENING = r"""(?:(?<=^)|(?<=[ (\[{<]))\""""
@@ -49,7 +49,7 @@ class _WordsOnly(pickle.Unpickler):
 def read_words(path: Path) -> list[str]:
     """Words by id, from SCAN's JSON (word2idx) or a pickled Vocabulary (read without running anything in it)."""
     if path.suffix == ".json":
-        ids = read_json(path).get("word2idx")
+        ids = read_json_object(path).get("word2idx")
     else:
         try:
             with open(path, "rb") as stream:
