@@ -90,6 +90,9 @@ class OptimiserConfig:
     """adamw (DeepSpeed's fused one on GPUs, its CPU one under offload, torch's elsewhere) or apex"""
     lr: float = 5e-5
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1.0e-6
+    """added to the root of Adam's second moment; the published encoder runs use 1e-6 (gradients of the down-weighted terms are
+    as small as 1e-8), the matchers 1e-8"""
     weight_decay: float = 0.01
     """not on biases and LayerNorm"""
     clip: float = 2.0
@@ -107,6 +110,8 @@ class PretrainConfig:
     """one task per optimiser step, drawn with these odds"""
     mask_probability: float = 0.15
     wra_weight: float = 0.1
+    kl_reduction: str = "mean"
+    """of MRC-KL over the classes: mean (the released code, 1 / number of classes of the sum) or sum (the paper's text)"""
 
 
 @dataclass
@@ -141,7 +146,9 @@ class LossConfig:
     disc: float = 0.0
     corr: float = 0.0
     weight_replaced: float = 1.0
+    """disc: of the cross entropy of a replaced token"""
     weight_kept: float = 0.11
+    """disc: of an original token, [CLS] and [SEP] among them"""
 
 
 @dataclass
@@ -249,6 +256,7 @@ def check(config: RunConfig) -> None:
         "objective": (config.objective, ("pretrain", "retrieval", "matching")),
         "negatives.dtype": (config.negatives.dtype, ("model", "bf16")),
         "optimiser.name": (config.optimiser.name, ("adamw", "apex")),
+        "pretrain.kl_reduction": (config.pretrain.kl_reduction, ("mean", "sum")),
         "matcher.kind": (config.matcher.kind, ("vsrn", "scan", "bfan")),
         "matcher.direction": (config.matcher.direction, ("t2i", "i2t")),
         "matcher.pooling": (config.matcher.pooling, ("lse", "avg")),
@@ -260,6 +268,7 @@ def check(config: RunConfig) -> None:
         "batch.pairs": config.batch.pairs,
         "batch.accumulation": config.batch.accumulation,
         "optimiser.steps": config.optimiser.steps,
+        "optimiser.eps": config.optimiser.eps,
         "negatives.count": config.negatives.count,
         "negatives.keep": config.negatives.keep,
         "matcher.word_size": config.matcher.word_size,

@@ -186,6 +186,7 @@ def test_published_fine_tuning(name):
     assert (config.synthetic.tau, config.negatives.keep) == (tau, keep)
     assert config.batch.pairs * config.batch.accumulation == acc
     # what all eight share
+    assert optimiser.eps == 1e-6  # the down-weighted terms have gradients of 1e-8 to 1e-7
     assert (optimiser.name, optimiser.betas, optimiser.weight_decay, optimiser.clip) == ("adamw", [0.9, 0.98], 0.01, 2.0)
     assert (loss.t2i, loss.i2t, loss.margin, loss.weight_replaced, loss.weight_kept) == (1.0, 1.0, 0.2, 1.0, 0.11)
     synthetic = config.synthetic
@@ -202,13 +203,21 @@ def test_published_pretraining():
     config = load_config("published-pretrain-base")
     optimiser = config.optimiser
     assert (optimiser.lr, optimiser.steps, optimiser.warmup_steps, optimiser.clip) == (5e-5, 200_000, 10_000, 5.0)
-    assert (optimiser.betas, optimiser.weight_decay) == ([0.9, 0.98], 0.01)
+    assert (optimiser.betas, optimiser.weight_decay, optimiser.eps) == ([0.9, 0.98], 0.01, 1e-6)
+    assert config.pretrain.kl_reduction == "mean"
     assert (config.batch.tokens, config.batch.accumulation) == (10240, 2)
     assert config.pretrain.mix == {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 1, "mrc": 0}
     assert (config.pretrain.mask_probability, config.pretrain.wra_weight) == (0.15, 0.1)
     model = config.model
     sizes = (model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.intermediate_size)
     assert sizes == (12, 768, 12, 3072) and config.objective == "pretrain"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_adams_eps(name):
+    """1e-8 in the matchers' published runs, 1e-6 in the encoder's."""
+    config = load_config(name)
+    assert config.optimiser.eps == (1e-8 if config.objective == "matching" else 1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("baseline-")])
@@ -229,6 +238,8 @@ def test_a_baseline_writes_nothing(name):
         ("pretrain.mix.itm=-1", "pretrain.mix.itm"),
         ("synthetic.mask_probability=3", "synthetic.mask_probability"),
         ("log.keep_checkpoints=-1", "log.keep_checkpoints"),
+        ("optimiser.eps=0", "optimiser.eps"),
+        ("pretrain.kl_reduction=average", "pretrain.kl_reduction"),
     ],
 )
 def test_values_that_could_only_fail_later(override, key):

@@ -23,6 +23,7 @@ class Bank:
     boxes              float32 [sum regions, 4], x1 y1 x2 y2 in 0..1
     classes            float16 [sum regions, C] soft labels, or None
     texts, keys        the captions as written; the images' ids
+    background_class   column 0 of the soft labels stands for background
     """
 
     tokens: Ragged
@@ -34,6 +35,7 @@ class Bank:
     classes: Tensor | None = None
     texts: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    background_class: bool = False
 
     @property
     def num_captions(self) -> int:
@@ -73,6 +75,7 @@ class Bank:
             None if self.classes is None else self.classes.to(device),
             self.texts,
             self.keys,
+            self.background_class,
         )
 
     def gib(self) -> float:

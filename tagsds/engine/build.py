@@ -96,7 +96,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig, ds: dict[str, Any]) -> torch.optim.Optimizer:
     groups = parameter_groups(model, config.weight_decay)
-    options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
+    options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
     if config.name == "apex":
         try:
             from apex.optimizers import FusedAdam as ApexAdam  # type: ignore[import-not-found]

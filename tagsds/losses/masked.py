@@ -35,20 +35,31 @@ def region_mse(predicted: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(predicted.float(), target.float())
 
 
-def region_kl(logits: Tensor, soft: Tensor) -> Tensor:
-    """MRC-KL: KL(soft || softmax(logits)), sum over classes, mean over positions: logits, soft [M, C] -> float32 [].
+def region_kl(logits: Tensor, soft: Tensor, reduction: str = "mean") -> Tensor:
+    """MRC-KL: KL(soft || softmax(logits)), mean over positions: logits, soft [M, C] -> float32 [].
 
-    `soft` float is the detector's distribution; 0 log 0 = 0.
+    soft        float, the detector's distribution; 0 log 0 = 0
+    reduction   over the classes: "mean" (the released code, whose schedule and task weights are the published ones: 1 / C of the
+                sum) or "sum" (the paper's text)
     """
     if soft.numel() == 0:
         return _nothing(logits)
     soft = soft.float()
     log_p = F.log_softmax(logits.float(), dim=-1)
-    return (torch.xlogy(soft, soft) - soft * log_p).sum(dim=-1).mean()
+    divergence = torch.xlogy(soft, soft) - soft * log_p
+    return divergence.mean() if reduction == "mean" else divergence.sum(dim=-1).mean()
 
 
-def region_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
-    """MRC: cross entropy to the detector's likeliest class: logits, soft float [M, C] -> float32 []."""
+def likeliest_class(soft: Tensor, background: bool) -> Tensor:
+    """Target of MRC: the class of highest probability, int64 [M]; column 0 is never it where it stands for `background`."""
+    return soft[:, 1:].argmax(dim=-1) + 1 if background else soft.argmax(dim=-1)
+
+
+def region_cross_entropy(logits: Tensor, soft: Tensor, background: bool) -> Tensor:
+    """MRC: cross entropy to the detector's likeliest class: logits, soft float [M, C] -> float32 [].
+
+    background   column 0 stands for background, which is no target (UNITER's 1,601 columns)
+    """
     if soft.numel() == 0:
         return _nothing(logits)
-    return F.cross_entropy(logits.float(), soft.argmax(dim=-1))
+    return F.cross_entropy(logits.float(), likeliest_class(soft, background))

@@ -11,6 +11,8 @@ class UniterConfig(PretrainedConfig):
     region_dim           width of a region feature in the shards
     num_region_classes   classes of the soft labels; 0 where the shards carry none
     trained_heads        heads that some stage has trained: a later stage initialises only the others
+    discriminate_version order of the discrimination head's two outputs. 2: column 1 = the token is the original, as published;
+                         1 (a config.json without the key): column 1 = it was replaced; `UniterModel.from_pretrained` turns it
     """
 
     model_type = "tagsds_uniter"
@@ -30,6 +32,7 @@ class UniterConfig(PretrainedConfig):
         region_dim: int = 2048,
         num_region_classes: int = 1601,
         trained_heads: list[str] | None = None,
+        discriminate_version: int = 2,
         **kwargs,
     ) -> None:
         self.vocab_size = vocab_size
@@ -45,5 +48,11 @@ class UniterConfig(PretrainedConfig):
         self.region_dim = region_dim
         self.num_region_classes = num_region_classes
         self.trained_heads = list(trained_heads or [])
+        self.discriminate_version = discriminate_version
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """A config.json without `discriminate_version` was written before the key existed: it is of version 1."""
+        return super().from_dict({"discriminate_version": 1} | config_dict, **kwargs)

@@ -95,7 +95,8 @@ _SOURCE = {"rank": "itm", "discriminate": "itm", "correct": "mlm"}
 @torch.no_grad()
 def initialise_heads(model: UniterModel, needed: list[str]) -> list[str]:
     """Begin the heads a stage needs and no earlier stage has trained from the head the method names: `rank` from row 1 of
-    `itm`, `discriminate` from `itm`, `correct` from `mlm` (only if that one is trained). Returns what was done, for the log."""
+    `itm`, `discriminate` from `itm` (so that "match" starts as "original"), `correct` from `mlm`; only from a trained one. Returns
+    what was done, for the log."""
     done = []
     for head in needed:
         source = _SOURCE.get(head)

@@ -40,6 +40,10 @@ class Layout:
         """Stream positions of [CLS] of the given pairs."""
         return self.starts[:-1][pairs]
 
+    def texts(self, pairs: Tensor) -> Tensor:
+        """Stream positions of the word pieces from [CLS] to [SEP], pair by pair."""
+        return positions_of(self.starts[pairs], self.text_lengths[pairs])
+
     def words(self, pairs: Tensor) -> Tensor:
         """Stream positions of the word pieces between [CLS] and [SEP], pair by pair."""
         return positions_of(self.starts[pairs] + 1, self.text_lengths[pairs] - 2)
@@ -164,6 +168,18 @@ class UniterModel(PreTrainedModel):
         self.region_feature = RegionFeatureHead(config)
         self.region_class = RegionClassHead(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As inherited; a folder of an older `discriminate_version` is turned to the published order of the head's outputs."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.discriminate_version == 1:
+            with torch.no_grad():
+                for parameter in model.discriminate.parameters():
+                    parameter.copy_(parameter.flip(0))
+            model.config.discriminate_version = 2
+        return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
         """BERT's initialisation: normal(0, 0.02), zero biases."""

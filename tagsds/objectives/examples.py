@@ -48,7 +48,7 @@ def written_examples(
         states = model(pairs)
         score = torch.sigmoid(model.score(states[layout.cls()]))
         words = states[layout.words(number[true.stop :])]
-        suspicion = torch.softmax(model.discriminate(words).float(), dim=-1)[:, 1].tolist()
+        suspicion = torch.softmax(model.discriminate(words).float(), dim=-1)[:, 0].tolist()  # column 0 = it was replaced
         corrected = model.correct(words).argmax(dim=-1).tolist()
 
     examples: list[dict[str, Any]] = [

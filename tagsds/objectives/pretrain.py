@@ -17,7 +17,7 @@ from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw, generator
 from tagsds.errors import UserError, nearest
-from tagsds.losses.masked import region_cross_entropy, region_kl, region_mse, word_cross_entropy
+from tagsds.losses.masked import likeliest_class, region_cross_entropy, region_kl, region_mse, word_cross_entropy
 from tagsds.losses.matching import itm, transport_distance, word_region_alignment
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import draw_images
@@ -115,16 +115,19 @@ class PretrainObjective(nn.Module):
             elif bank.classes is None:
                 raise UserError(f"pretrain.mix asks for {task} but the shards carry no classes.npy; set its odds to 0.")
             else:
-                loss = region_kl if task == "mrckl" else region_cross_entropy
-                logits = model.region_class(states)
-                terms[task] = (1.0, loss(logits, bank.classes[rows]))
-                counters["region_class/accuracy"] = share(logits.argmax(dim=-1) == bank.classes[rows].argmax(dim=-1))
+                logits, soft = model.region_class(states), bank.classes[rows]
+                if task == "mrckl":
+                    terms[task] = (1.0, region_kl(logits, soft, self.config.kl_reduction))
+                else:
+                    terms[task] = (1.0, region_cross_entropy(logits, soft, bank.background_class))
+                hit = logits.argmax(dim=-1) == likeliest_class(soft, bank.background_class)
+                counters["region_class/accuracy"] = share(hit)
         return terms, counters
 
     def transport(self, states: Tensor, layout: Layout) -> Tensor:
-        """Optimal-transport distance between the word and region states of each pair, float32 [P]."""
+        """Optimal-transport distance between word and region states of each pair, float32 [P]; [CLS] and [SEP] count as words."""
         every = torch.arange(len(layout.text_lengths), device=states.device)
-        words = Ragged(states[layout.words(every)], layout.text_lengths - 2)
+        words = Ragged(states[layout.texts(every)], layout.text_lengths)
         regions = Ragged(states[layout.regions(every)], layout.image_lengths)
 
         def mask(rows: Ragged) -> Tensor:

@@ -96,7 +96,7 @@ class RetrievalObjective(nn.Module):
         number = torch.arange(len(pairs), device=bank.device)
         scored = torch.cat([number[s] for s in (true, at_images, at_captions, at_offline, at_written)])
         cls = layout.cls(scored)
-        words = layout.words(number[at_written]) if self.loss.disc or self.loss.corr else cls[:0]
+        words = layout.texts(number[at_written]) if self.loss.disc or self.loss.corr else cls[:0]
         hidden = cls[:0]
         if maskings is not None and self.loss.mlm:
             hidden = maskings.hidden(layout, at_maskings.start)
@@ -182,19 +182,22 @@ class RetrievalObjective(nn.Module):
         scores["synthetic_minus_true"] = (score - true[written.caption]).detach()
 
     def add_words(self, terms, counters, states: Tensor, written: Written, maskings: Maskings) -> None:
-        """disc and corr from the states of the words of the written sentences."""
+        """disc and corr from the states of the written sentences' word pieces, [CLS] and [SEP] included; the accuracies of disc
+        count the pieces between them."""
         original = maskings.ids[written.caption]
+        lengths = maskings.lengths[written.caption][:, None]
         column = torch.arange(original.shape[1], device=original.device)
-        is_word = (column > 0) & (column < maskings.lengths[written.caption][:, None] - 1)
-        replaced = (written.ids != original)[is_word]
-        masked = written.masked[is_word]
+        is_token = column < lengths
+        is_word = ((column > 0) & (column < lengths - 1))[is_token]
+        replaced = (written.ids != original)[is_token]
+        masked = written.masked[is_token]
         if self.loss.disc:
             logits = self.model.discriminate(states)
             terms["disc"] = discrimination(logits, replaced, self.loss.weight_replaced, self.loss.weight_kept)
-            guess = logits.argmax(dim=-1) == 1
+            guess = logits.argmax(dim=-1) == 0
             counters["disc/accuracy_replaced"] = share(guess, replaced)
-            counters["disc/accuracy_kept"] = share(~guess, ~replaced)
+            counters["disc/accuracy_kept"] = share(~guess, ~replaced & is_word)
         if self.loss.corr:
-            logits, target = self.model.correct(states[masked]), original[is_word][masked]
+            logits, target = self.model.correct(states[masked]), original[is_token][masked]
             terms["corr"] = word_cross_entropy(logits, target)
             counters["corr/accuracy"] = share(logits.argmax(dim=-1) == target)

@@ -100,7 +100,7 @@ def plain_step(
     refilling = draw.generator(device, "refill")
     hinges: dict[str, list[Tensor]] = {"t2i": [], "i2t": [], "syn": []}
     word_losses, words_seen, corrected, corrected_seen = [], 0, [], 0
-    told, told_weight = [], 0.0
+    told: list[Tensor] = []
 
     def hinge(scores: Tensor) -> Tensor:
         return torch.relu(margin + scores[1:] - scores[0]).mean()
@@ -143,20 +143,19 @@ def plain_step(
             continue
         batch = encode(model, [text, *(c for c, _ in hard_written)], bank, [image] * (1 + len(hard_written)), vocab.pad)
         hinges["syn"].append(hinge(torch.sigmoid(rank(model, batch))))
-        log_replaced = F.log_softmax(model.discriminate(batch[1:, : len(text)]).float(), dim=-1)
+        log_is_original = F.log_softmax(model.discriminate(batch[1:, : len(text)]).float(), dim=-1)
         log_original = F.log_softmax(model.correct(batch[1:, : len(text)]).float(), dim=-1)
         for row, (sentence, positions) in enumerate(hard_written):
-            for p in range(1, len(text) - 1):
-                replaced = int(sentence[p] != text[p])
+            for p in range(len(text)):
+                replaced = sentence[p] != text[p]
                 weight = config.loss.weight_replaced if replaced else config.loss.weight_kept
-                told.append(-weight * log_replaced[row, p, replaced])
-                told_weight += weight
+                told.append(-weight * log_is_original[row, p, int(not replaced)])
             corrected += [-log_original[row, p, text[p]] for p in positions]
             corrected_seen += len(positions)
 
     terms = {name: torch.stack(values).mean() for name, values in hinges.items()}
     terms["mlm"] = torch.stack(word_losses).sum() / words_seen
-    terms["disc"] = torch.stack(told).sum() / told_weight
+    terms["disc"] = torch.stack(told).mean()
     terms["corr"] = torch.stack(corrected).sum() / corrected_seen
     return sum(getattr(config.loss, name) * term for name, term in terms.items()), terms
 

@@ -77,11 +77,11 @@ def test_frozen_parameters_are_in_no_group(model):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed's fused Adam on a GPU")
 def test_optimiser_takes_the_recipe(model):
-    config = OptimiserConfig(lr=0.003, betas=[0.7, 0.8], weight_decay=0.05)
+    config = OptimiserConfig(lr=0.003, betas=[0.7, 0.8], eps=1e-5, weight_decay=0.05)
     optimiser = build_optimiser(model, config, {})
     assert isinstance(optimiser, torch.optim.AdamW)
     assert [group["weight_decay"] for group in optimiser.param_groups] == [0.05, 0.0]
-    assert all(group["lr"] == 0.003 and group["betas"] == (0.7, 0.8) for group in optimiser.param_groups)
+    assert all(group["lr"] == 0.003 and group["betas"] == (0.7, 0.8) and group["eps"] == 1e-5 for group in optimiser.param_groups)
 
 
 @pytest.mark.parametrize(

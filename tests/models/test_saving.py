@@ -1,12 +1,14 @@
 """Saving and loading as a Hugging Face model; fresh weights."""
 
 import copy
+import json
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from tagsds.models import UniterConfig, UniterModel
+from tagsds.models.load import load_model
 from tests.models.plain_uniter import RAGGED, REGION_DIM, assert_tied, config, model_of, pairs_of
 
 
@@ -59,3 +61,33 @@ def test_fresh_weights_are_berts():
             assert (parameter == 1).all(), name
         elif name.endswith("bias") or name.endswith("mask"):
             assert not parameter.any(), name
+
+
+def older(folder):
+    """A folder as it was written before the discrimination head had a version: column 1 = replaced, no key in config.json."""
+    model = model_of(trained_heads=["rank", "discriminate"])
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("discriminate_version") == 2
+    path.write_text(json.dumps(config))
+    return model
+
+
+@pytest.mark.parametrize("load", [UniterModel.from_pretrained, AutoModel.from_pretrained, load_model])
+def test_an_older_discrimination_head_is_turned_on_loading(tmp_path, load):
+    model, pairs = older(tmp_path), pairs_of(**RAGGED)
+    loaded = load(tmp_path)
+    states = model(pairs)
+    assert torch.equal(loaded.discriminate(states), model.discriminate(states).flip(-1))
+    assert torch.equal(loaded.rank.weight, model.rank.weight)
+    loaded.save_pretrained(tmp_path / "again")  # in the published order, and marked so: turned once
+    again = load(tmp_path / "again")
+    assert again.config.discriminate_version == 2
+    assert torch.equal(again.discriminate.weight, loaded.discriminate.weight)
+
+
+def test_an_older_head_is_turned_with_loading_info(tmp_path):
+    model = older(tmp_path)
+    loaded, info = UniterModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and torch.equal(loaded.discriminate.bias, model.discriminate.bias.flip(0))

@@ -100,7 +100,7 @@ def test_itm_and_wra(corpus, slot):
             logits = model.itm(model.pooler(states[:1]))[0]
         losses.append(-log_softmax(logits)[int(is_true)])
         hits += int(logits.argmax()) == int(is_true)
-        words = states[1 : len(pair.texts.values) - 1]
+        words = states[: len(pair.texts.values)]  # [CLS] and [SEP] count as words
         regions = states[len(pair.texts.values) :]
         cost = [[1 - float(torch.cosine_similarity(w, r, dim=0)) for r in regions] for w in words]
         distances.append(ipot(cost) if is_true else -ipot(cost))
@@ -151,10 +151,14 @@ def test_mlm(corpus):
     assert [float(v) for v in report.counters["mlm/accuracy"]] == [hits, len(losses)]
 
 
-@pytest.mark.parametrize("task", ["mrfr", "mrckl", "mrc"])
-def test_regions(corpus, task):
-    bank = corpus[0]
+@pytest.mark.parametrize(
+    ("task", "reduction", "background"),
+    [("mrfr", "mean", False), ("mrckl", "mean", False), ("mrckl", "sum", True), ("mrc", "mean", False), ("mrc", "mean", True)],
+)
+def test_regions(corpus, task, reduction, background):
+    bank = dataclasses.replace(corpus[0], background_class=background)
     objective = objective_of(corpus, **{task: 1})
+    objective.config.kl_reduction = reduction
     model = objective.model
     report, pairs = run(objective, bank)
     starts = [0, *bank.regions.lengths.cumsum(0).tolist()]
@@ -175,9 +179,10 @@ def test_regions(corpus, task):
                 continue
             soft = bank.classes[starts[image] + region].tolist()
             log_p = log_softmax(model.region_class(state))
-            top = soft.index(max(soft))
+            top = max(range(1 if background else 0, len(soft)), key=lambda c: soft[c])
             if task == "mrckl":
-                losses.append(sum(q * (math.log(q) - lp) for q, lp in zip(soft, log_p) if q > 0))
+                divergence = sum(q * (math.log(q) - lp) for q, lp in zip(soft, log_p) if q > 0)
+                losses.append(divergence / (len(soft) if reduction == "mean" else 1))
             else:
                 losses.append(-log_p[top])
             hits += log_p.index(max(log_p)) == top

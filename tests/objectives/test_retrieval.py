@@ -88,7 +88,7 @@ def literal(objective: RetrievalObjective, corpus, config: RunConfig, captions: 
 
     maskings = mask_captions(bank, captions, config.synthetic, vocab, DRAW.generator("cpu", "mask"))
     written = write_negatives(model, scorer, bank, captions, maskings, config.synthetic, vocab, DRAW)
-    syn, word_loss, word_weight, correction, above = [], [], [], [], []
+    syn, word_loss, correction, above = [], [], [], []
     hits: dict[str, list[bool]] = {"disc/accuracy_replaced": [], "disc/accuracy_kept": [], "corr/accuracy": []}
     for b, text in enumerate(texts):
         mine = [n for n in range(len(written.ids)) if int(written.caption[n]) == b]
@@ -98,14 +98,14 @@ def literal(objective: RetrievalObjective, corpus, config: RunConfig, captions: 
             ids, masked = written.ids[n][: len(text)], written.masked[n]
             states = states_of(model, bank, ids, own[b])
             rows.append(torch.sigmoid(model.score(states[:1])[0]))
-            for position in range(1, len(text) - 1):
+            for position in range(len(text)):
                 replaced = int(ids[position]) != int(text[position])
                 logits = model.discriminate(states[position])
                 weight = config.loss.weight_replaced if replaced else config.loss.weight_kept
-                word_loss.append(weight * nll(logits, int(replaced)))
-                word_weight.append(weight)
-                kind = "disc/accuracy_replaced" if replaced else "disc/accuracy_kept"
-                hits[kind].append(bool(logits[1] > logits[0]) == replaced)
+                word_loss.append(weight * nll(logits, int(not replaced)))
+                if 0 < position < len(text) - 1:
+                    kind = "disc/accuracy_replaced" if replaced else "disc/accuracy_kept"
+                    hits[kind].append(bool(logits[0] > logits[1]) == replaced)
                 if masked[position]:
                     logits = model.correct(states[position])
                     correction.append(nll(logits, int(text[position])))
@@ -125,7 +125,7 @@ def literal(objective: RetrievalObjective, corpus, config: RunConfig, captions: 
                 predicted += [nll(model.mlm(states[p]), int(text[p])) for p in hidden]
         terms["mlm"] = mean(predicted)
     if config.loss.disc:
-        terms["disc"] = sum(word_loss) / sum(word_weight)
+        terms["disc"] = sum(word_loss) / len(word_loss)
         counters |= {name: hits[name] for name in ("disc/accuracy_replaced", "disc/accuracy_kept")}
     if config.loss.corr:
         terms["corr"] = mean(correction)

@@ -83,9 +83,9 @@ def test_last_layer_at_kept_positions_only(corpus, watched):
     images, others, maskings, everything = drawn(corpus, objective, config)
     kept = everything.hardest(4, 4)
     scored = 4 + images.index.numel() + others.index.numel() + len(kept.ids)
-    words = int((maskings.lengths[kept.caption] - 2).sum())
+    others_of_written = int((maskings.lengths[kept.caption] - 1).sum())  # every piece but [CLS], which is scored anyway
     hidden = int(maskings.chosen.sum())
-    assert rows["last layer", True] == [scored + words + hidden]
+    assert rows["last layer", True] == [scored + others_of_written + hidden]
     assert rows["pooled", True] == [scored]
     assert rows["last layer", True][0] < int(pairs.lengths.sum()) / 2
     # without gradient: [CLS] of what is scored, and the masked positions that are refilled
