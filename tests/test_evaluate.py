@@ -13,11 +13,11 @@ import tiny_corpus as tiny
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.evaluators.metrics import recalls
 from tagsds.models import UniterModel
 from tagsds.models.load import ensure_rank_head, load_model
 from tagsds.models.uniter import Layout
 from tagsds.ranks import World
-from tagsds.retrieval.metrics import recalls
 from tests.launch import run_two
 
 
