@@ -226,11 +226,14 @@ def check_meta(folder: Path, name: str, tokenizer: Any) -> str:
 
 
 def tree_spans(tree: Any, count: int, where: str) -> tuple[Span, ...]:
-    """Spans of a parse tree, by their first piece. They may overlap: a node can hold its attribute."""
+    """Spans of a parse tree, by their first piece; a node without `ids` gives none. They may overlap: a node can hold its
+    attribute."""
     spans: list[Span] = []
     try:
         for name, kind in KIND_OF_TREE.items():
             for entry in tree.get(name, []):
+                if entry.get("ids") is None:  # a node that no word piece stands for
+                    continue
                 ids = tuple(sorted(set(entry["ids"])))
                 if ids and not (type(ids[0]) is int and ids[0] >= 0 and ids[-1] < count):
                     raise UserError(

@@ -121,6 +121,17 @@ def test_txt2img_serves_where_img2txts_is_missing(inputs: UniterInputs) -> None:
     assert list(load(inputs.folder / "out", "train")) == KEYS
 
 
+def test_a_node_without_ids_is_skipped(inputs: UniterInputs) -> None:
+    """TAGS' trees hold nodes that no word piece stands for; an empty list says the same."""
+    bare = {"relation": [{"ids": [3, 4]}, {"name": "on"}], "attribute": [{}], "node": [{"ids": [1, 2]}, {"ids": None}, {"ids": []}]}
+    inputs.write(captions=CAPTIONS | {"7": CAPTIONS["7"] | {"tree": bare}})
+    pack.run(inputs.arguments())
+    captions = load(inputs.folder / "out", "train")[KEYS[0]]["captions.json"]
+    assert captions[1]["id"] == "7"
+    assert captions[1]["spans"] == [{"kind": "object", "pieces": [1, 2]}, {"kind": "relation", "pieces": [3, 4]}]
+    verify_corpus(inputs.folder / "out")
+
+
 def test_without_soft_labels(inputs: UniterInputs) -> None:
     inputs.write()
     pack.run(inputs.arguments("out", "--without-soft-labels"))
