@@ -223,6 +223,7 @@ def manifest(
         "feature_dim": source.feature_dim,
         "num_classes": source.num_classes,
         "class_names": source.class_names,
+        "background_class": source.background_class,
         "boxes": source.has_boxes,
         "imported_ids": source.imported_ids,
         "max_regions": max(entry.max_regions for entry in entries),

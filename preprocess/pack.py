@@ -50,11 +50,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     butd.add_argument("--captions", type=Path, nargs="+", help="captions JSON; not needed with a Karpathy split")
     butd.add_argument("--select", choices=("confidence", "fixed36"), default="confidence",
                       help="above 0.2, 10 to 100 of them; or the 36 best (default confidence)")  # fmt: skip
-    butd.add_argument("--soft-classes", type=int, default=0, metavar="N",
-                      help="write soft labels of N classes (default 0: none)")  # fmt: skip
+    butd.add_argument("--soft-classes", type=whole_number, default=0, metavar="N",
+                      help="write soft labels of N columns: background, then the classes; 1601 for Visual Genome "
+                      "(default 0: none)")  # fmt: skip
     butd.add_argument("--empty-images", choices=("error", "skip"), default="error", help="(default error)")
 
-    butd.add_argument("--class-names", type=Path, help="a class a line, synonyms after commas; for people")
+    butd.add_argument("--class-names", type=Path, help="a class a line without the background, synonyms after commas; for people")
 
     uniter = kinds.add_parser(
         "uniter-lmdb", help="UNITER's released LMDB: tokenised captions (with trees or without) and region features",

@@ -70,7 +70,8 @@ class Source(Protocol):
     name: str
     feature_dim: int
     class_names: list[str]
-    num_classes: int
+    num_classes: int  # columns of the soft labels
+    background_class: bool  # column 0 of the soft labels is the background
     files: list[Path]  # inputs; their checksums are part of the corpus's identity
     has_boxes: bool
     imported_ids: bool  # captions come as word-piece ids

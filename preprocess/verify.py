@@ -55,6 +55,7 @@ def verify_corpus(out: Path) -> str:
     for name, value in (("max_regions", most_regions), ("max_caption_pieces", most_pieces)):
         if manifest[name] != value:
             raise UserError(f"{out / 'manifest.json'} says {name} {manifest[name]}, the shards hold {value}; {AGAIN}.")
+    _check_classes(out, manifest)
     _check_edits(out, manifest)
     return f"{out} is sound: {'; '.join(totals)}."
 
@@ -189,6 +190,15 @@ def _compare(where: Path | str, found: dict, said: dict) -> None:
     for name in COUNTS:
         if found[name] != said[name]:
             raise UserError(f"{where} holds {found[name]} {name}, the manifest says {said[name]}; {AGAIN}.")
+
+
+def _check_classes(out: Path, manifest: dict) -> None:
+    """Names and background against the number of columns."""
+    names, width = manifest["class_names"], manifest["num_classes"]
+    if names and len(names) != width:
+        raise UserError(f"{out / 'manifest.json'} names {len(names)} classes and says num_classes {width}; {AGAIN}.")
+    if manifest.get("background_class") and not width:
+        raise UserError(f"{out / 'manifest.json'} has a background_class and no classes; {AGAIN}.")
 
 
 def _check_edits(out: Path, manifest: dict) -> None:

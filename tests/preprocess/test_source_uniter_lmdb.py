@@ -50,6 +50,7 @@ def test_every_variant_reads_back_equal(inputs: UniterInputs, variant: str, coun
         assert [c["id"] for c in sample["captions.json"]] == IMAGES[name]
     manifest = json.loads((inputs.folder / "out" / "manifest.json").read_text())
     assert (manifest["feature_dim"], manifest["num_classes"], manifest["vocab_size"]) == (16, 7, len(pub.VOCABULARY))
+    assert manifest["background_class"] is True  # UNITER's column 0
     assert manifest["imported_ids"] and manifest["boxes"] and manifest["max_caption_pieces"] == 10
     assert manifest["made_by"]["arguments"]["tokenizer_of_source"] == ["bert-tiny-cased"]
     assert "is sound" in verify_corpus(inputs.folder / "out")
@@ -136,6 +137,7 @@ def test_without_soft_labels(inputs: UniterInputs) -> None:
     inputs.write()
     pack.run(inputs.arguments("out", "--without-soft-labels"))
     assert "classes.npy" not in load(inputs.folder / "out", "train")[KEYS[0]]
+    assert json.loads((inputs.folder / "out" / "manifest.json").read_text())["background_class"] is False
     verify_corpus(inputs.folder / "out")
 
 
