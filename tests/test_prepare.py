@@ -62,8 +62,24 @@ def test_a_checkpoint_of_another_detector_s_classes(world: Path, checkpoint: Pat
 
 def test_captions_longer_than_the_model(world: Path) -> None:
     manifest, vocab = corpus_of(world)
+    settings = load_config("published-base", SIZES)
+
+    def with_longest(**pieces: int) -> Manifest:
+        splits = {name: {**part, "max_caption_pieces": pieces.get(name, 12)} for name, part in manifest.splits.items()}
+        return replace(manifest, splits=splits, max_caption_pieces=max(12, *pieces.values()))
+
+    with pytest.raises(UserError, match=r"of split 'train' has 600 word .* model 512 .* --max-caption-pieces train=512 --long"):
+        build_model(settings, with_longest(train=600), vocab)
+    build_model(settings, with_longest(test=600), vocab)  # training does not read the test captions
+
+
+def test_older_manifests_know_the_longest_caption_of_the_corpus_alone(world: Path) -> None:
+    manifest, vocab = corpus_of(world)
+    splits = {name: {k: v for k, v in part.items() if k != "max_caption_pieces"} for name, part in manifest.splits.items()}
+    older = replace(manifest, splits=splits, max_caption_pieces=600)
+    assert older.caption_pieces("train") == 600
     with pytest.raises(UserError, match="600 word pieces and the model 512"):
-        build_model(load_config("published-base", SIZES), replace(manifest, max_caption_pieces=600), vocab)
+        build_model(load_config("published-base", SIZES), older, vocab)
 
 
 def test_only_settings_that_touch_numbers_count_on_resume(tmp_path: Path) -> None:

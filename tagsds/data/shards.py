@@ -45,6 +45,10 @@ class Manifest:
             raise UserError(f"{self.folder / 'manifest.json'} has no split '{split}': {nearest(split, self.splits)}")
         return self.splits[split]["shards"]
 
+    def caption_pieces(self, split: str) -> int:
+        """Most word pieces of a caption of the split, with [CLS] and [SEP]; of the corpus where an older manifest says no more."""
+        return self.splits.get(split, {}).get("max_caption_pieces", self.max_caption_pieces)
+
 
 def read_manifest(folder: Path | str) -> Manifest:
     path = Path(folder) / "manifest.json"

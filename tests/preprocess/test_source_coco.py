@@ -114,7 +114,7 @@ def test_long_captions(tiny_coco: TinyCoco, tmp_path: Path) -> None:
     tiny_coco.notes[0]["caption"] = long
     tiny_coco.write()
     with pytest.raises(
-        UserError, match=r"captions.json: caption 10 of image 0{11}1 has 97 word pieces, the limit is 60"
+        UserError, match=r"captions.json: caption 10 of image 0{11}1 has 97 word pieces, the limit of split 'train' is 60"
     ):
         pack.run(tiny_coco.arguments(tmp_path / "a"))
     pack.run(tiny_coco.arguments(tmp_path / "b", "--long-captions", "drop"))

@@ -144,7 +144,7 @@ def test_without_soft_labels(inputs: UniterInputs) -> None:
 def test_long_captions(inputs: UniterInputs) -> None:
     """A limit of 7 leaves 5 pieces beside [CLS] and [SEP]; two captions have more."""
     inputs.write()
-    with pytest.raises(UserError, match=r"caption 8 of image 0+25 has 8 word pieces, the limit is 7"):
+    with pytest.raises(UserError, match=r"caption 8 of image 0+25 has 8 word pieces, the limit of split 'train' is 7"):
         pack.run(inputs.arguments("error", "--max-caption-pieces", "7"))
     pack.run(inputs.arguments("cut", "--max-caption-pieces", "7", "--long-captions", "truncate"))
     captions = load(inputs.folder / "cut", "train")["000000000025"]["captions.json"]
