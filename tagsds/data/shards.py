@@ -177,7 +177,7 @@ def load_shards(
         classes=labels.rows() if labels.width else None,
         texts=texts,
         keys=keys,
-        background_class=getattr(manifest, "background_class", manifest.num_classes == 1601),
+        background_class=manifest.background_class,
     )
 
 
