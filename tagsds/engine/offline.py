@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from tagsds.config import RunConfig
-from tagsds.config_offline import needs_candidates
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.source import BankSource
@@ -18,7 +17,7 @@ from tagsds.errors import UserError
 from tagsds.formats.candidates import Candidates, write_candidates
 from tagsds.models.matchers import Matcher
 from tagsds.models.uniter import UniterModel
-from tagsds.negatives.offline import check_ranks
+from tagsds.negatives.offline import check_ranks, needs_candidates
 from tagsds.negatives.remine import rescore
 from tagsds.ranks import World
 from tagsds.scoring.mining import search_bank

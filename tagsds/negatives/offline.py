@@ -15,10 +15,36 @@ from tagsds.data.bank import Bank
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.formats.candidates import Candidates
+from tagsds.losses.quintuplet import QuintupletConfig
 from tagsds.negatives.random import Hard, keep_hardest
 from tagsds.scoring.scorer import Scorer
 
 CAPTIONS_PER_IMAGE = 5
+
+
+@dataclass
+class OfflineConfig:
+    """Hard negatives that tagsds-mine found in the whole split: group `offline` of a recipe."""
+
+    candidates: str = ""
+    """a folder of tagsds-mine"""
+    first: int = 0
+    last: int = 299
+    """ranks to draw from, 0 = hardest, `last` included; images are drawn from ranks first // 5 to last // 5"""
+    replace_random: bool = False
+    """draw the negatives of t2i and i2t from the candidates in place of random ones"""
+    score: bool = True
+    """draw negatives.count and keep the hardest; false: draw negatives.keep and score none"""
+    remine_every: int = 0
+    """steps after which candidates are found anew with the current weights; 0 = never. A matcher searches the whole split, the
+    encoder re-orders the first `pool`"""
+    pool: int = 64
+    """hardest candidates of each image and caption that are ordered anew; the ranks behind stay"""
+
+
+def needs_candidates(quintuplet: QuintupletConfig, offline: OfflineConfig) -> bool:
+    """Whether a run with these settings reads the folder `offline.candidates`."""
+    return quintuplet.kind not in ("", "online") or offline.replace_random
 
 
 def check_ranks(candidates: Candidates, first: int, last: int, count: int = 0) -> None:

@@ -18,34 +18,32 @@ from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import Similarities, all_in_batch, hardest_in_batch, quintuplet
 from tagsds.models.matchers import VSRN, Encoded, Matcher
 from tagsds.negatives.offline import OfflineDraw, draw_quintuplet
-from tagsds.objectives.report import Report, share
+from tagsds.objectives.output import StepOutput, fraction
 from tagsds.scoring.scorer import Scorer
 
 OFFLINE = ("caption_off", "image_off", "both_off", "others_off")  # as `Similarities` names them
 
 
 class MatchingObjective(nn.Module):
-    """forward(bank, captions int64 [B], draw) -> Report; the terms are summed over the batch, as published."""
+    """forward(bank, captions int64 [B], draw) -> StepOutput; the terms are summed over the batch, as published."""
 
     writes = False
 
     def __init__(
-        self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer | None = None,
-        candidates: Candidates | None = None
+        self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.loss, self.offline = config.quintuplet, config.offline
         self.caption_weight = config.matcher.caption_weight
-        self.candidates = candidates  # the loop exchanges them where they are re-mined
 
     @staticmethod
     def heads(config: RunConfig) -> list[str]:
         return []
 
-    def forward(self, bank: Bank, captions: Tensor, draw: Draw) -> Report:
+    def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
         own = bank.image_of_caption[captions]
-        drawn = self.drawn(bank, captions, draw) if draw.step >= self.loss.warmup_steps else None
+        drawn = self.drawn(bank, captions, draw, candidates) if draw.step >= self.loss.warmup_steps else None
         wanted_images, wanted_captions = [own], [captions]
         if drawn is not None:
             wanted_images += [drawn.image_off, drawn.other_image]
@@ -72,24 +70,21 @@ class MatchingObjective(nn.Module):
         if draw.step < config.warmup_steps:
             terms = all_in_batch(scores, own, own, config.margin_on)
         else:
-            terms = quintuplet(
-                similarities, config.kind or "online", config.margin_on, config.margin_off, config.alpha, config.beta,
-                config.detach, config.clamp, config.online,
-            )  # fmt: skip
+            terms = quintuplet(similarities, config)
         total = torch.stack(list(terms.values())).sum()
         if isinstance(self.model, VSRN) and self.caption_weight:
             terms["captioning"] = self.captioning(images, image, bank, captions)
             total = total + self.caption_weight * terms["captioning"]
         counters, histograms = self.counts(similarities)
-        return Report(total, terms, counters, histograms, size * size + 4 * size * (drawn is not None))
+        return StepOutput(total, terms, counters, histograms, size * size + 4 * size * (drawn is not None))
 
-    def drawn(self, bank: Bank, captions: Tensor, draw: Draw) -> OfflineDraw | None:
+    def drawn(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None) -> OfflineDraw | None:
         """The offline negatives of the micro-batch; None where the loss has none."""
         if self.loss.kind in ("", "online"):
             return None
-        assert self.candidates is not None
+        assert candidates is not None
         generator = draw.generator(bank.device, "offline")
-        return draw_quintuplet(self.candidates, bank, captions, self.offline.first, self.offline.last, generator)
+        return draw_quintuplet(candidates, bank, captions, self.offline.first, self.offline.last, generator)
 
     def captioning(self, images: Encoded, rows: Tensor, bank: Bank, captions: Tensor) -> Tensor:
         """VSRN decodes each true caption from the region states of its image."""
@@ -102,8 +97,8 @@ class MatchingObjective(nn.Module):
         """Ranking accuracies and the values of the histograms."""
         assert s.on_valid is not None
         counters = {
-            "rank/true_above_caption": share(s.true > s.caption_on, s.on_valid[:, 0]),
-            "rank/true_above_image": share(s.true > s.image_on, s.on_valid[:, 1]),
+            "rank/true_above_caption": fraction(s.true > s.caption_on, s.on_valid[:, 0]),
+            "rank/true_above_image": fraction(s.true > s.image_on, s.on_valid[:, 1]),
         }
         histograms = {
             "true": s.true.detach(),
@@ -111,7 +106,7 @@ class MatchingObjective(nn.Module):
             "hard_image": s.image_on[s.on_valid[:, 1]].detach(),
         }
         if s.caption_off is not None and s.image_off is not None:
-            counters["rank/true_above_offline_caption"] = share(s.true > s.caption_off)
-            counters["rank/true_above_offline_image"] = share(s.true > s.image_off)
+            counters["rank/true_above_offline_caption"] = fraction(s.true > s.caption_off)
+            counters["rank/true_above_offline_image"] = fraction(s.true > s.image_off)
             histograms["offline"] = torch.cat([s.caption_off, s.image_off]).detach()
         return counters, histograms

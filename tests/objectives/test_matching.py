@@ -55,10 +55,9 @@ def one(model, bank, image: int, caption: int):
 def test_terms_equal_the_formula_pair_by_pair(corpus, candidates, kind, loss):
     bank = corpus[0]
     objective = objective_of(corpus, kind, loss)
-    objective.candidates = candidates
     captions = torch.tensor([0, 1, 17, 33, 60])  # 0 and 1 describe the same image
     draw = Draw(5, 2, 0)
-    report = objective(bank, captions, draw)
+    report = objective(bank, captions, draw, candidates)
     own = bank.image_of_caption[captions].tolist()
     drawn = objective.drawn(bank, captions, draw)
     m, total = objective.model, 0.0
@@ -104,8 +103,7 @@ def test_vsrn_adds_its_captioning_loss_with_its_weight(corpus):
 
 def test_the_same_draw_gives_the_same_loss(corpus, candidates):
     objective = objective_of(corpus, "vsrn", "adaptive").eval()
-    objective.candidates = candidates
-    losses = [float(objective(corpus[0], torch.tensor([3, 21, 44]), Draw(1, s, 0)).total) for s in (0, 0, 1)]
+    losses = [float(objective(corpus[0], torch.tensor([3, 21, 44]), Draw(1, s, 0), candidates).total) for s in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 

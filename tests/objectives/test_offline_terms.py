@@ -4,18 +4,16 @@ import math
 
 import pytest
 import torch
+from tagsds.objectives.offline_terms import hardest_of
 from torch import Tensor
 
 from tagsds.config import RunConfig, load_config
-from tagsds.config_offline import needs_candidates
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
 from tagsds.errors import UserError
-from tagsds.formats.candidates import Candidates
-from tagsds.negatives.offline import draw_from_ranks, draw_quintuplet, mine_offline
+from tagsds.negatives.offline import draw_from_ranks, draw_quintuplet, mine_offline, needs_candidates
 from tagsds.negatives.random import Hard, mine_random, mine_shared
-from tagsds.objectives.offline_terms import hardest_of
 from tagsds.objectives.retrieval import RetrievalObjective
 from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
@@ -44,10 +42,10 @@ def config_of(group: dict | None = None, offline: dict | None = None, **loss) ->
     return config
 
 
-def objective_of(corpus, config: RunConfig, candidates: Candidates | None = None) -> RetrievalObjective:
-    _, manifest, vocab, known = corpus
+def objective_of(corpus, config: RunConfig) -> RetrievalObjective:
+    _, manifest, vocab, _ = corpus
     model = model_of(manifest)
-    return RetrievalObjective(model, config, vocab, Scorer(model), candidates or known)
+    return RetrievalObjective(model, config, vocab, Scorer(model))
 
 
 def mined(corpus, objective: RetrievalObjective, config: RunConfig) -> tuple[Hard, Hard]:
@@ -130,7 +128,7 @@ CASES = {
 
 def compare(corpus, config: RunConfig) -> None:
     objective = objective_of(corpus, config)
-    report = objective(corpus[0], CAPTIONS, DRAW)
+    report = objective(corpus[0], CAPTIONS, DRAW, corpus[3])
     terms, above = literal(corpus, objective, config)
     assert set(report.terms) == set(terms)
     for name, value in terms.items():
@@ -191,7 +189,7 @@ def test_one_forward_with_gradient_and_each_image_in_it_once(corpus):
     objective = objective_of(corpus, config_of(group=dict(kind="adaptive")))
     seen = []
     objective.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]) if torch.is_grad_enabled() else None)
-    report = objective(corpus[0], CAPTIONS, DRAW)
+    report = objective(corpus[0], CAPTIONS, DRAW, corpus[3])
     assert len(seen) == 1 and len(seen[0]) == 4 + 2 * 4 * KEEP + 4 * 4
     assert report.forwards == 2 * COUNT * 4 + len(seen[0])
     pairs = seen[0].compact()
@@ -201,7 +199,7 @@ def test_one_forward_with_gradient_and_each_image_in_it_once(corpus):
 
 def test_without_scoring_no_pair_is_scored(corpus):
     objective = objective_of(corpus, config_of(offline=dict(replace_random=True, score=False)))
-    report = objective(corpus[0], CAPTIONS, DRAW)
+    report = objective(corpus[0], CAPTIONS, DRAW, corpus[3])
     assert report.forwards == 4 + 2 * 4 * KEEP
     scored = objective_of(corpus, config_of(offline=dict(replace_random=True)))(corpus[0], CAPTIONS, DRAW)
     assert scored.forwards == 4 * (COUNT + 5) + 4 + 2 * 4 * KEEP  # image ranks 3 // 5 = 0 to 24 // 5 = 4
