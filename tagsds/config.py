@@ -46,10 +46,18 @@ class MatcherSettings:
     """VSRN: region-graph convolutions"""
     image_norm: bool = False
     """VSRN: BatchNorm behind the GRU over regions (published for Flickr30K)"""
+    column_norm: bool = False
+    """VSRN: normalise each feature over the regions, as the released code does, in place of each region, as the paper says"""
+    input_norm: bool = True
+    """VSRN: with column_norm, also before the graph (published for COCO, not for Flickr30K)"""
     caption_hidden: int = 512
-    """VSRN: width of the captioning decoder"""
+    """VSRN: width of the captioner"""
     caption_weight: float = 1.0
-    """VSRN: of the captioning loss; 0 builds no decoder"""
+    """VSRN: of the captioning loss; 0 builds no captioner"""
+    caption_dropout: float = 0.2
+    """VSRN: of what enters the captioner's GRUs; with `init` also the recipe's"""
+    caption_pieces: int = 60
+    """VSRN: a longer caption is cut to so many word pieces for the captioner; with `init` also the recipe's"""
     direction: str = "t2i"
     """SCAN: t2i (words attend to regions) or i2t"""
     pooling: str = "lse"
@@ -59,7 +67,7 @@ class MatcherSettings:
     lambda_softmax: float | None = None
     """SCAN, BFAN: inverse temperature of the attention"""
     lambda_lse: float | None = None
-    """SCAN: sharpness of LogSumExp"""
+    """SCAN: sharpness of LogSumExp; for i2t it must be given, since the published one depends on the corpus"""
 
 
 @dataclass
@@ -291,6 +299,7 @@ def check(config: RunConfig) -> None:
         "synthetic.mask_probability": config.synthetic.mask_probability,
         "model.dropout": config.model.dropout,
         "model.attention_dropout": config.model.attention_dropout,
+        "matcher.caption_dropout": config.matcher.caption_dropout,
     }
     for key, value in shares.items():
         if not 0 <= value < 1:
@@ -311,6 +320,14 @@ def check(config: RunConfig) -> None:
             raise UserError(f"{key}={value} must not be negative.")
     if len(config.optimiser.betas) != 2:
         raise UserError(f"optimiser.betas={config.optimiser.betas} must be two numbers.")
+    if config.matcher.caption_pieces < 2:
+        raise UserError(f"matcher.caption_pieces={config.matcher.caption_pieces} must be 2 or more: [CLS] and what follows it.")
+    scan = config.matcher
+    if (scan.kind, scan.direction, scan.pooling) == ("scan", "i2t", "lse") and scan.lambda_lse is None and not config.init:
+        raise UserError(
+            "matcher.direction=i2t needs matcher.lambda_lse: published are 20 on COCO (recipe scan-i2t-coco) and 5 on Flickr30K "
+            "(scan-i2t-flickr)."
+        )
     if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
         raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
     check_offline(config.quintuplet, config.offline, config.negatives.shared, config.objective)
