@@ -13,59 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 from tagsds.data.source import DataConfig
 from tagsds.errors import UserError, nearest
 from tagsds.losses.quintuplet import KINDS, QuintupletConfig
+from tagsds.models.matchers.settings import MatcherSettings
+from tagsds.models.uniter.settings import BASE_SIZES, ModelConfig
 from tagsds.negatives.offline import OfflineConfig, needs_candidates
 from tagsds.negatives.random import NegativesConfig
 from tagsds.negatives.writer import SyntheticConfig
 from tagsds.objectives.pretrain import PretrainConfig
 from tagsds.objectives.retrieval.settings import LossConfig
 
-BASE_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 RECIPES = Path(__file__).parent / "recipes"
-
-
-@dataclass
-class ModelConfig:
-    """Sizes left out are the checkpoint's where `init` names one, and BERT base's from scratch; a size that contradicts the
-    checkpoint is an error."""
-
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    intermediate_size: int | None = None
-    dropout: float = 0.1
-    """of hidden states"""
-    attention_dropout: float = 0.1
-    """of attention weights; 0 lets a CPU use the fused attention in training"""
-    initializer_range: float = 0.02
-    """standard deviation of fresh weights: BERT's 0.02 suits 768; a narrow model wants about 1 / sqrt(hidden_size)"""
-
-
-@dataclass
-class MatcherSettings:
-    """The matcher of objective `matching`; a size or temperature left out is its paper's. With `init`, the checkpoint's count."""
-
-    kind: str = "vsrn"
-    """vsrn, scan or bfan"""
-    word_size: int = 300
-    embed_size: int | None = None
-    graph_layers: int = 4
-    """VSRN: region-graph convolutions"""
-    image_norm: bool = False
-    """VSRN: BatchNorm behind the GRU over regions (published for Flickr30K)"""
-    caption_hidden: int = 512
-    """VSRN: width of the captioning decoder"""
-    caption_weight: float = 1.0
-    """VSRN: of the captioning loss; 0 builds no decoder"""
-    direction: str = "t2i"
-    """SCAN: t2i (words attend to regions) or i2t"""
-    pooling: str = "lse"
-    """SCAN: lse or avg"""
-    focal: str = "equal"
-    """BFAN: equal or prob"""
-    lambda_softmax: float | None = None
-    """SCAN, BFAN: inverse temperature of the attention"""
-    lambda_lse: float | None = None
-    """SCAN: sharpness of LogSumExp"""
 
 
 @dataclass
@@ -238,6 +194,7 @@ def check(config: RunConfig) -> None:
         "synthetic.mask_probability": config.synthetic.mask_probability,
         "model.dropout": config.model.dropout,
         "model.attention_dropout": config.model.attention_dropout,
+        "matcher.caption_dropout": config.matcher.caption_dropout,
     }
     for key, value in shares.items():
         if not 0 <= value < 1:
@@ -258,6 +215,14 @@ def check(config: RunConfig) -> None:
             raise UserError(f"{key}={value} must not be negative.")
     if len(config.optimiser.betas) != 2:
         raise UserError(f"optimiser.betas={config.optimiser.betas} must be two numbers.")
+    if config.matcher.caption_pieces < 2:
+        raise UserError(f"matcher.caption_pieces={config.matcher.caption_pieces} must be 2 or more: [CLS] and what follows it.")
+    scan = config.matcher
+    if (scan.kind, scan.direction, scan.pooling) == ("scan", "i2t", "lse") and scan.lambda_lse is None and not config.init:
+        raise UserError(
+            "matcher.direction=i2t needs matcher.lambda_lse: published are 20 on COCO (recipe scan-i2t-coco) and 5 on Flickr30K "
+            "(scan-i2t-flickr)."
+        )
     if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
         raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
     check_offline(config.quintuplet, config.offline, config.negatives.shared, config.objective)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from tagsds.config import BASE_SIZES, RunConfig, as_dict, save_config
+from tagsds.config import RunConfig, as_dict, save_config
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import Vocabulary
@@ -19,7 +19,8 @@ from tagsds.files import sha256_of
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.card import Card
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
-from tagsds.models.matchers import MATCHERS, Matcher
+from tagsds.models.matchers import MATCHERS, VSRN, Matcher
+from tagsds.models.uniter.settings import BASE_SIZES
 from tagsds.ranks import World
 
 
@@ -43,10 +44,14 @@ def build_matcher(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> M
         check_data(found, folder, manifest)
         matcher = load_model(folder)
         assert isinstance(matcher, Matcher)
+        if isinstance(matcher, VSRN):
+            prepare_captioner(matcher, config)
         return matcher
     of_kind: dict[str, dict[str, Any]] = {
         "vsrn": {"graph_layers": settings.graph_layers, "image_norm": settings.image_norm,
-                 "caption_hidden": settings.caption_hidden if settings.caption_weight else 0},
+                 "column_norm": settings.column_norm, "input_norm": settings.input_norm,
+                 "caption_hidden": settings.caption_hidden if settings.caption_weight else 0,
+                 "caption_dropout": settings.caption_dropout, "caption_pieces": settings.caption_pieces},
         "scan": {"direction": settings.direction, "pooling": settings.pooling,
                  "lambda_softmax": settings.lambda_softmax, "lambda_lse": settings.lambda_lse},
         "bfan": {"focal": settings.focal, "lambda_softmax": settings.lambda_softmax},
@@ -59,6 +64,15 @@ def build_matcher(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> M
             **{name: value for name, value in options.items() if value is not None},
         )
     )  # fmt: skip
+
+
+def prepare_captioner(matcher: VSRN, config: RunConfig) -> None:
+    """The recipe's dropout and longest caption; and a new captioner where the recipe trains one and the checkpoint has none."""
+    settings = config.matcher
+    matcher.set_captioning(settings.caption_dropout, settings.caption_pieces)
+    if matcher.captioner is None and settings.caption_weight and settings.caption_hidden:
+        torch.manual_seed(seed_of(config.seed, "captioner"))
+        matcher.begin_captioner(settings.caption_hidden, settings.word_size)
 
 
 def build_encoder(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel:

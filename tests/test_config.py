@@ -213,6 +213,42 @@ def test_published_pretraining():
     assert sizes == (12, 768, 12, 3072) and config.objective == "pretrain"
 
 
+# arXiv 1909.02701 and 2003.03669, the released code: norms of the image side, pieces the captioner is taught
+VSRN = {
+    "vsrn-coco": (False, True, 60),
+    "vsrn-flickr": (True, False, 40),
+    "vsrn-aoq-coco": (False, True, 60),
+    "vsrn-aoq-flickr": (True, False, 60),
+}
+
+
+@pytest.mark.parametrize("name", VSRN)
+def test_published_vsrn(name):
+    matcher = load_config(name).matcher
+    assert (matcher.image_norm, matcher.input_norm, matcher.caption_pieces) == VSRN[name] and matcher.column_norm
+    assert (matcher.word_size, matcher.embed_size, matcher.graph_layers) == (300, 2048, 4)
+    assert (matcher.caption_hidden, matcher.caption_weight, matcher.caption_dropout) == (512, 1.0, 0.2)
+
+
+@pytest.mark.parametrize(("name", "sharpness"), [("scan-i2t-coco", 20.0), ("scan-i2t-flickr", 5.0)])
+def test_published_scan_from_images_to_text(name, sharpness):
+    """arXiv 1803.08024, the released settings: all else is that of t-i on the corpus."""
+    config, other = load_config(name), load_config(name.replace("i2t-", ""))
+    matcher = config.matcher
+    assert (matcher.direction, matcher.pooling, matcher.lambda_softmax, matcher.lambda_lse) == ("i2t", "lse", 4.0, sharpness)
+    assert (other.matcher.direction, other.matcher.lambda_softmax, other.matcher.lambda_lse) == ("t2i", None, None)
+    assert config.optimiser == other.optimiser and matcher.embed_size == 1024
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "scan" in name and "i2t" not in name])
+def test_the_sharpness_of_i2t_is_never_taken_silently(name):
+    text = refusal(name, ["matcher.direction=i2t"])
+    assert "matcher.lambda_lse" in text and "20 on COCO (recipe scan-i2t-coco)" in text and "5 on Flickr30K" in text
+    assert load_config(name, ["matcher.direction=i2t", "matcher.lambda_lse=20"]).matcher.lambda_lse == 20.0
+    load_config(name, ["matcher.direction=i2t", "matcher.pooling=avg"])  # an average has none
+    load_config(name, ["matcher.direction=i2t", "init=somewhere"])  # the checkpoint's counts
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_adams_eps(name):
     """1e-8 in the matchers' published runs, 1e-6 in the encoder's."""
@@ -239,6 +275,8 @@ def test_a_baseline_writes_nothing(name):
         ("synthetic.mask_probability=3", "synthetic.mask_probability"),
         ("log.keep_checkpoints=-1", "log.keep_checkpoints"),
         ("optimiser.eps=0", "optimiser.eps"),
+        ("matcher.caption_dropout=1", "matcher.caption_dropout"),
+        ("matcher.caption_pieces=1", "matcher.caption_pieces"),
         ("pretrain.kl_reduction=average", "pretrain.kl_reduction"),
     ],
 )

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from tagsds.config import as_dict, load_config, save_config
-from tagsds.data.shards import Manifest, read_manifest
+from tagsds.data.shards import Manifest, load_bank, read_manifest
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.engine.build import describe_process
 from tagsds.errors import UserError
+from tagsds.models.matchers import VSRN
 from tagsds.prepare import build_model, different_settings, prepare_output
 from tagsds.ranks import World
 
@@ -119,3 +121,44 @@ def test_processes_of_srun_find_each_other() -> None:
     assert (alone["RANK"], alone["WORLD_SIZE"], alone["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
     with pytest.raises(UserError, match="4 tasks without MASTER_ADDR"):
         describe_process({"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"})
+
+
+VSRN_SIZES = ["matcher.embed_size=8", "matcher.word_size=6", "matcher.graph_layers=1", "matcher.caption_hidden=5"]
+
+
+def vsrn(world: Path, name: str, *overrides: str) -> VSRN:
+    matcher = build_model(load_config(name, [*VSRN_SIZES, *overrides]), *corpus_of(world))
+    assert isinstance(matcher, VSRN)
+    return matcher
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [("vsrn-coco", (True, True, False)), ("vsrn-flickr", (True, False, True)), ("coco-boxes-vsrn", (False, True, False))],
+)
+def test_vsrns_norms_are_the_recipes(world: Path, name: str, norms: tuple[bool, ...]) -> None:
+    matcher = vsrn(world, name)
+    assert (matcher.config.column_norm, matcher.config.input_norm, matcher.config.image_norm) == norms
+    states = matcher.eval().encode_images(load_bank(world, "train", first=4)[0].image_table(torch.tensor([0, 1]))).states
+    lengths = torch.stack([states[0].norm(dim=0), states[0].norm(dim=1)[:1].expand(8)])  # over the regions; of a region
+    assert torch.allclose(lengths[0 if norms[0] else 1], torch.ones(8), atol=1e-5)
+
+
+def test_dropout_and_longest_caption_are_the_recipes_also_with_init(world: Path, tmp_path: Path) -> None:
+    vsrn(world, "vsrn-flickr").save_pretrained(tmp_path)
+    matcher = vsrn(world, "vsrn-aoq-flickr", f"init={tmp_path}", "matcher.caption_dropout=0")
+    assert (matcher.config.caption_dropout, matcher.config.caption_pieces) == (0.0, 60)
+    assert matcher.captioner is not None and (matcher.captioner.dropout.p, matcher.captioner.most) == (0.0, 60)
+    assert (matcher.config.image_norm, matcher.config.input_norm) == (True, False)  # the checkpoint's
+
+
+def test_a_captioner_begins_where_the_checkpoint_has_none(world: Path, tmp_path: Path) -> None:
+    vsrn(world, "vsrn-coco", "matcher.caption_weight=0").save_pretrained(tmp_path)
+    assert vsrn(world, "vsrn-coco", f"init={tmp_path}", "matcher.caption_weight=0").captioner is None
+    matcher = vsrn(world, "vsrn-coco", f"init={tmp_path}")
+    assert matcher.config.caption_hidden == 5 and matcher.captioner is not None
+    assert matcher.captioner.word.weight.shape == (matcher.config.vocab_size, 6)
+    again = vsrn(world, "vsrn-coco", f"init={tmp_path}")
+    assert again.captioner is not None
+    for ours, theirs in zip(matcher.captioner.parameters(), again.captioner.parameters()):
+        assert torch.equal(ours, theirs)  # all ranks begin alike

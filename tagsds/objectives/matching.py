@@ -1,27 +1,42 @@
 """Training a matcher with online and offline hard negatives (AOQ, arXiv 2003.03669; method 6).
 
-Every image and caption of a micro-batch, true or drawn offline, is encoded once. The online negatives come from the whole matrix of
-the batch, the offline ones from `tagsds-mine`'s candidates.
+Every distinct image and caption of a micro-batch, true or drawn offline, is encoded once. The online negatives come from the whole
+matrix of the batch, the offline ones from `tagsds-mine`'s candidates.
+
+VSRN has BatchNorm, and what it normalises over changes the result. The released code encodes three batches of B images: I of the
+true pairs, then I_off, then I'_off; an image in two pairs is in the batch twice. So does this one, for a matcher with BatchNorm
+in training.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.formats.candidates import Candidates
-from tagsds.losses.quintuplet import Similarities, all_in_batch, hardest_in_batch, quintuplet
+from tagsds.losses.quintuplet import QuintupletConfig, Similarities, all_in_batch, hardest_in_batch, quintuplet
 from tagsds.models.matchers import VSRN, Encoded, Matcher
-from tagsds.negatives.offline import OfflineDraw, draw_quintuplet
+from tagsds.models.matchers.settings import MatcherSettings
+from tagsds.negatives.offline import OfflineConfig, OfflineDraw, draw_quintuplet
 from tagsds.objectives.output import StepOutput, fraction
 from tagsds.scoring.scorer import Scorer
 
 OFFLINE = ("caption_off", "image_off", "both_off", "others_off")  # as `Similarities` names them
+
+
+class Settings(Protocol):
+    """The groups of a run's settings that this objective reads."""
+
+    matcher: MatcherSettings
+    quintuplet: QuintupletConfig
+    offline: OfflineConfig
 
 
 class MatchingObjective(nn.Module):
@@ -30,7 +45,7 @@ class MatchingObjective(nn.Module):
     writes = False
 
     def __init__(
-        self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer | None = None
+        self, model: Matcher, config: Settings, vocab: Vocabulary, scorer: Scorer | None = None
     ) -> None:
         super().__init__()
         self.model = model
@@ -38,7 +53,7 @@ class MatchingObjective(nn.Module):
         self.caption_weight = config.matcher.caption_weight
 
     @staticmethod
-    def heads(config: RunConfig) -> list[str]:
+    def heads(config: Settings) -> list[str]:
         return []
 
     def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
@@ -48,9 +63,8 @@ class MatchingObjective(nn.Module):
         if drawn is not None:
             wanted_images += [drawn.image_off, drawn.other_image]
             wanted_captions += [drawn.caption_off, drawn.other_caption]
-        distinct_images, image_row = torch.unique(torch.cat(wanted_images), return_inverse=True)
+        images, image_row, states = self.encoded_images(bank, wanted_images)
         distinct_captions, caption_row = torch.unique(torch.cat(wanted_captions), return_inverse=True)
-        images = self.model.encode_images(bank.image_table(distinct_images))
         texts = self.model.encode_captions(bank.text_table(distinct_captions))
         size = len(captions)
         image, image_off, other_image = [*image_row.split(size), None, None][:3]
@@ -73,7 +87,8 @@ class MatchingObjective(nn.Module):
             terms = quintuplet(similarities, config)
         total = torch.stack(list(terms.values())).sum()
         if isinstance(self.model, VSRN) and self.caption_weight:
-            terms["captioning"] = self.captioning(images, image, bank, captions)
+            described = replace(images.select(image), states=states)
+            terms["captioning"] = self.model.captioning_loss(described, bank.text_table(captions))
             total = total + self.caption_weight * terms["captioning"]
         counters, histograms = self.counts(similarities)
         return StepOutput(total, terms, counters, histograms, size * size + 4 * size * (drawn is not None))
@@ -86,12 +101,16 @@ class MatchingObjective(nn.Module):
         generator = draw.generator(bank.device, "offline")
         return draw_quintuplet(candidates, bank, captions, self.offline.first, self.offline.last, generator)
 
-    def captioning(self, images: Encoded, rows: Tensor, bank: Bank, captions: Tensor) -> Tensor:
-        """VSRN decodes each true caption from the region states of its image."""
-        assert isinstance(self.model, VSRN) and images.states is not None
-        states: Ragged = images.states.select(rows)
-        described = Encoded(images.vectors[rows], images.lengths[rows], states)
-        return self.model.captioning_loss(described, bank.text_table(captions))
+    def encoded_images(self, bank: Bank, wanted: list[Tensor]) -> tuple[Encoded, Tensor, Ragged | None]:
+        """The images of `wanted` (int64 [B] each) -> their encodings, the row of each in them (int64 [len(wanted) * B]), and the
+        region states of the first B, where the matcher has them."""
+        if self.model.training and self.model.has_batch_norm:
+            parts = [self.model.encode_images(bank.image_table(group)) for group in wanted]
+            images, states = Encoded.cat(parts), parts[0].states
+            return images, torch.arange(len(images), device=bank.device), states
+        distinct, row = torch.unique(torch.cat(wanted), return_inverse=True)
+        images = self.model.encode_images(bank.image_table(distinct))
+        return images, row, None if images.states is None else images.states.select(row[: len(wanted[0])])
 
     def counts(self, s: Similarities):
         """Ranking accuracies and the values of the histograms."""

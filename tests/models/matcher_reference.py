@@ -6,6 +6,8 @@ are the model's own parameters, read by name, so that gradients can be compared 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -134,14 +136,21 @@ def vsrn(w: Weights, config, features: Tensor, pieces: Tensor) -> Tensor:
     return length_one(image) @ length_one(caption)
 
 
+def told(pieces: list[int], most: int) -> list[int]:
+    """The words of a caption as the captioner is taught them: cut to `most` with the end kept, else word 0 behind the end."""
+    return [*pieces[: most - 1], pieces[-1]] if len(pieces) > most else [*pieces, 0][:most]
+
+
 def caption_nll(w: Weights, config, states: list[Tensor], pieces: Tensor) -> Tensor:
-    """-log p of the pieces behind the first, given the region states."""
-    h = torch.zeros(config.caption_hidden, dtype=torch.float64)
+    """-log p of the words behind the first, given the region states; without dropout."""
+    x = gru(w, "captioner.region_gru", [linear(w, "captioner.region", s) for s in states])
+    h = x[-1]
     total = torch.zeros((), dtype=torch.float64)
-    for before, after in zip(pieces.tolist()[:-1], pieces.tolist()[1:]):
-        energy = [linear(w, "captioner.key", s) + linear(w, "captioner.query", h) for s in states]
-        exps = [linear(w, "captioner.score", e.tanh()).squeeze().exp() for e in energy]
-        context = sum(e * s for e, s in zip(exps, states)) / sum(exps)
+    words = told(pieces.tolist(), config.caption_pieces)
+    for before, after in pairwise(words):
+        energy = [linear(w, "captioner.score", linear(w, "captioner.attention", torch.cat([xr, h])).tanh()).squeeze() for xr in x]
+        exps = [e.exp() for e in energy]
+        context = sum(e * xr for e, xr in zip(exps, x)) / sum(exps)
         h = gru_step(w, "captioner.cell", "", torch.cat([w["captioner.word.weight"][before], context]), h)
         logits = linear(w, "captioner.next_word", h)
         total = total + logits.exp().sum().log() - logits[after]

@@ -44,6 +44,23 @@ def halves(kind: str, seed: int = 0, image_norm: bool = False) -> list[State]:
     return [image, {name: torch.randn(shape) * 0.5 for name, shape in text.items()}]
 
 
+def captioner(seed: int = 1, hidden: int = 5, word: int = 4, joint: int = JOINT) -> State:
+    """The third state of AOQ's VSRN, keys in its order."""
+    torch.manual_seed(seed)
+
+    def rnn(inputs: int) -> dict[str, tuple[int, ...]]:
+        return {"weight_ih_l0": (3 * hidden, inputs), "weight_hh_l0": (3 * hidden, hidden), "bias_ih_l0": (3 * hidden,),
+                "bias_hh_l0": (3 * hidden,)}  # fmt: skip
+
+    shapes: dict[str, tuple[int, ...]] = {"encoder.vid2hid.weight": (hidden, joint), "encoder.vid2hid.bias": (hidden,)}
+    shapes |= {f"encoder.rnn.{name}": shape for name, shape in rnn(hidden).items()}
+    shapes |= {"decoder.embedding.weight": (VOCAB, word), "decoder.attention.linear1.weight": (hidden, 2 * hidden),
+               "decoder.attention.linear1.bias": (hidden,), "decoder.attention.linear2.weight": (1, hidden)}  # fmt: skip
+    shapes |= {f"decoder.rnn.{name}": shape for name, shape in rnn(word + hidden).items()}
+    shapes |= {"decoder.out.weight": (VOCAB, hidden), "decoder.out.bias": (VOCAB,)}
+    return {name: torch.randn(shape) * 0.5 for name, shape in shapes.items()}
+
+
 OPTIONS = {
     "vsrn": {"use_abs": False, "no_imgnorm": False, "num_layers": 1, "measure": "cosine", "data_name": "coco_precomp"},
     "scan": {"cross_attn": "i2t", "agg_func": "Mean", "lambda_softmax": 4.0, "lambda_lse": 5.0,
@@ -62,13 +79,18 @@ def checkpoint(kind: str, parts: list[State] | None = None, **options) -> dict:
 # --- what they compute --------------------------------------------------------------------------------------------------
 
 
+def gru_step(s: State, name: str, x: Tensor, h: Tensor, end: str = "") -> Tensor:
+    a = s[f"{name}.weight_ih_l0{end}"] @ x + s[f"{name}.bias_ih_l0{end}"]
+    b = s[f"{name}.weight_hh_l0{end}"] @ h + s[f"{name}.bias_hh_l0{end}"]
+    n = len(h)
+    r, z = torch.sigmoid(a[:n] + b[:n]), torch.sigmoid(a[n : 2 * n] + b[n : 2 * n])
+    return (1 - z) * torch.tanh(a[2 * n :] + r * b[2 * n :]) + z * h
+
+
 def gru(s: State, name: str, rows: list[Tensor], end: str = "") -> list[Tensor]:
-    h, out = torch.zeros(JOINT), []
+    h, out = torch.zeros(s[f"{name}.weight_hh_l0{end}"].shape[1]), []
     for x in rows:
-        a = s[f"{name}.weight_ih_l0{end}"] @ x + s[f"{name}.bias_ih_l0{end}"]
-        b = s[f"{name}.weight_hh_l0{end}"] @ h + s[f"{name}.bias_hh_l0{end}"]
-        r, z = torch.sigmoid(a[:JOINT] + b[:JOINT]), torch.sigmoid(a[JOINT : 2 * JOINT] + b[JOINT : 2 * JOINT])
-        h = (1 - z) * torch.tanh(a[2 * JOINT :] + r * b[2 * JOINT :]) + z * h
+        h = gru_step(s, name, x, h, end)
         out.append(h)
     return out
 
@@ -82,7 +104,8 @@ def batch_norm(s: State, name: str, x: Tensor) -> Tensor:
     return x * s[f"{name}.weight"] + s[f"{name}.bias"]
 
 
-def vsrn(image: State, text: State, features: Tensor, ids: Tensor) -> Tensor:
+def vsrn_regions(image: State, features: Tensor) -> Tensor:
+    """What enters the GRU over the regions, and the captioner: [N, JOINT]."""
     x = features @ image["fc.weight"].T + image["fc.bias"]
     if "bn.weight" not in image:  # Flickr30K's model, which has the norm behind the GRU, skips this one
         x = x / x.norm(dim=0)  # over the regions
@@ -94,10 +117,37 @@ def vsrn(image: State, text: State, features: Tensor, ids: Tensor) -> Tensor:
         g, theta, phi = (x @ conv[name][0].T + conv[name][1] for name in ("g", "theta", "phi"))
         mixed = (theta @ phi.T / len(x)) @ g
         x = x + batch_norm(image, f"Rs_GCN_{n}.W.1", mixed @ conv["W.0"][0].T + conv["W.0"][1])
-    x = x / x.norm(dim=0)
-    whole = gru(image, "img_rnn", list(x))[-1]
+    return x / x.norm(dim=0)
+
+
+def vsrn(image: State, text: State, features: Tensor, ids: Tensor) -> Tensor:
+    whole = gru(image, "img_rnn", list(vsrn_regions(image, features)))[-1]
     whole = batch_norm(image, "bn", whole) if "bn.weight" in image else whole
     return unit(whole) @ unit(gru(text, "rnn", list(text["embed.weight"][ids]))[-1])
+
+
+def caption_loss(image: State, told: State, features: Tensor, ids: Tensor, most: int) -> Tensor:
+    """The captioning loss of one pair, without dropout: the label is `most` words and a zero, the mask all that is no zero and the
+    first zero; the words behind the first are told, at most - 1 of them."""
+    words = ids.tolist()
+    if len(words) > most:
+        words = [*words[: most - 1], words[-1]]
+    label = words + [0] * (most + 1 - len(words))
+    mask = [float(k <= label.index(0)) for k in range(most + 1)]
+    regions = vsrn_regions(image, features) @ told["encoder.vid2hid.weight"].T + told["encoder.vid2hid.bias"]
+    x = gru(told, "encoder.rnn", list(regions))
+    h, total = x[-1], torch.zeros(())
+    for step in range(most - 1):
+        energy = torch.stack([
+            told["decoder.attention.linear2.weight"][0]
+            @ torch.tanh(told["decoder.attention.linear1.weight"] @ torch.cat([xr, h]) + told["decoder.attention.linear1.bias"])
+            for xr in x
+        ])  # fmt: skip
+        context = energy.softmax(0) @ torch.stack(x)
+        h = gru_step(told, "decoder.rnn", torch.cat([told["decoder.embedding.weight"][label[step]], context]), h, "")
+        logits = told["decoder.out.weight"] @ h + told["decoder.out.bias"]
+        total = total - mask[step + 1] * logits.log_softmax(0)[label[step + 1]]
+    return total
 
 
 def fragments(image: State, text: State, features: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,18 @@
 """What only VSRN has: graph layers that begin as the identity, BatchNorm over ragged rows, captioning."""
 
+import json
+import warnings
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from tagsds.data.ragged import Ragged
 from tagsds.errors import UserError
+from tagsds.models.load import load_model
 from tagsds.models.matchers import VSRN, VsrnConfig
+from tagsds.models.matchers.captioner import teach
 from tagsds.models.matchers.images import RegionGraph, RowNorm
 from tests.models.matcher_reference import caption_nll, region_states
 from tests.models.matcher_world import EMBED, captions_of, gradients, images_of, matcher_of
@@ -63,8 +70,10 @@ def test_a_single_row_trains_on_running_statistics():
     assert RowNorm(4).train()(torch.ones(1, 4)).shape == (1, 4)
 
 
-def test_captioning_loss_equals_the_loop_with_every_gradient():
-    model, images, captions = matcher_of("vsrn"), images_of(), captions_of([4, 7, 2, 5])
+@pytest.mark.parametrize("pieces", [60, 8, 7, 6, 5, 2])
+def test_captioning_loss_equals_the_loop_with_every_gradient(pieces):
+    """Images of 3, 1, 5, 2 regions; captions shorter than, as long as and longer than what the captioner is taught."""
+    model, images, captions = matcher_of("vsrn", caption_pieces=pieces), images_of(), captions_of([4, 7, 2, 5])
     weights = dict(model.named_parameters()) | dict(model.named_buffers())
     losses = [
         caption_nll(weights, model.config, region_states(weights, model.config, images.regions[p]), captions[p]) for p in range(4)
@@ -76,8 +85,54 @@ def test_captioning_loss_equals_the_loop_with_every_gradient():
     ours, theirs = gradients(model, ours), gradients(model, theirs)
     for key, gradient in theirs.items():
         torch.testing.assert_close(ours[key], gradient, atol=1e-8, rtol=1e-8, msg=lambda m, key=key: f"{key}: {m}")
-    for part in ("project.weight", "graph.0.g.weight", "captioner.key.weight", "captioner.next_word.bias"):
+    for part in ("project.weight", "graph.0.g.weight", "captioner.region.weight", "captioner.attention.weight",
+                 "captioner.next_word.bias"):  # fmt: skip
         assert ours[part].abs().max() > 1e-6, part
+
+
+def test_what_the_captioner_is_taught():
+    """One PAD behind the end where there is room, as the released code's mask has it; a long caption cut, its end kept."""
+    captions = Ragged(torch.tensor([1, 5, 6, 2, 1, 7, 2, 1, 2]), torch.tensor([4, 3, 2]))
+    words, targets, steps = teach(captions, 60)
+    assert words.tolist() == [[1, 5, 6, 2], [1, 7, 2, 0], [1, 2, 0, 0]] and steps.tolist() == [4, 3, 2]
+    assert targets.tolist() == [[5, 6, 2, 0], [7, 2, 0, 0], [2, 0, 0, 0]]
+    words, targets, steps = teach(captions, 3)
+    assert words.tolist() == [[1, 5], [1, 7], [1, 2]] and steps.tolist() == [2, 2, 2]
+    assert targets.tolist() == [[5, 2], [7, 2], [2, 0]]
+
+
+def test_dropout_is_drawn_where_it_was_published(monkeypatch):
+    """On what enters the encoder's GRU and on [word, context], and nowhere else; none in evaluation."""
+    model, images, captions = fresh(caption_dropout=0.25), images_of(), captions_of([4, 7, 2, 5])
+    seen: list[tuple[tuple[int, ...], float, bool]] = []
+    plain = torch.nn.functional.dropout
+
+    def noted(x, p, training, inplace):
+        seen.append((tuple(x.shape), p, training))
+        return plain(x, p, training, inplace)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", noted)
+    losses = {}
+    for training in (True, False):
+        model.train(training)
+        seen.clear()
+        losses[training] = [model.captioning_loss(model.encode_images(images), captions).item() for _ in range(2)]
+        assert seen == 2 * [((11, 7), 0.25, training), *7 * [((4, 5 + 7), 0.25, training)]]
+    assert losses[True][0] != losses[True][1] and losses[False][0] == losses[False][1]
+    assert all(module.dropout == 0 for module in model.modules() if isinstance(module, torch.nn.GRU))
+
+
+def test_a_new_captioner_has_the_released_first_weights():
+    """Xavier-normal where vid2hid and out are, torch's own elsewhere: N(0, 1) for the words."""
+    torch.manual_seed(0)
+    config = VsrnConfig(vocab_size=400, region_dim=6, word_size=50, embed_size=60, graph_layers=0, caption_hidden=80)
+    captioner = VSRN(config).captioner
+    assert captioner.region.weight.std().item() == pytest.approx((2 / (60 + 80)) ** 0.5, rel=0.03)
+    assert captioner.next_word.weight.std().item() == pytest.approx((2 / (80 + 400)) ** 0.5, rel=0.03)
+    assert captioner.word.weight.std().item() == pytest.approx(1, rel=0.03)
+    for layer, inputs in ((captioner.attention, 160), (captioner.score, 80), (captioner.cell, 80)):
+        weight = next(layer.parameters())
+        assert 0.9 * inputs**-0.5 < weight.abs().max() <= inputs**-0.5
 
 
 def test_captioning_of_captions_that_share_an_image():
@@ -106,7 +161,7 @@ def test_captioning_loss_is_float32(autocast):
 
 
 def test_captioning_loss_falls():
-    model, images, captions = fresh().train(), images_of(), captions_of([4, 7, 2, 5])
+    model, images, captions = fresh(caption_dropout=0.0).train(), images_of(), captions_of([4, 7, 2, 5])
     adam = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
     for _ in range(60):
@@ -147,7 +202,37 @@ def test_without_a_captioning_head():
 def test_a_captioning_head_begins_anew_where_the_checkpoint_has_none(tmp_path):
     matcher_of("vsrn", caption_hidden=0, image_norm=True).float().save_pretrained(tmp_path)
     loaded = VSRN.from_pretrained(tmp_path, caption_hidden=7)
-    assert loaded.captioner.word.weight.abs().max() <= 0.1
+    assert 0.5 < loaded.captioner.word.weight.std() < 1.5
     saved = matcher_of("vsrn", caption_hidden=0, image_norm=True).float().state_dict()
     state = loaded.state_dict()
     assert all(torch.equal(state[key], value) for key, value in saved.items())
+
+
+def earlier(folder) -> VSRN:
+    """A folder as it was written before the captioner had a version: other weights under its name, no key in config.json."""
+    model = matcher_of("vsrn", caption_hidden=0).float()
+    decoder = {"word.weight": (23, 5), "key.weight": (7, EMBED), "key.bias": (7,), "query.weight": (7, 7), "score.weight": (1, 7)}
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {f"captioner.{name}": torch.ones(shape) for name, shape in decoder.items()}, path, {"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("captioner_version") == 2
+    for key in [key for key in config if key.startswith("caption")]:
+        config.pop(key)
+    path.write_text(json.dumps(config | {"caption_hidden": 7}))
+    return model
+
+
+@pytest.mark.parametrize("load", [VSRN.from_pretrained, AutoModel.from_pretrained, load_model])
+def test_an_earlier_captioner_is_left_out_and_said_so(tmp_path, load):
+    model = earlier(tmp_path)
+    with pytest.warns(UserWarning, match="captioner is of an earlier form and is left out"):
+        loaded = load(tmp_path)
+    assert loaded.captioner is None and loaded.config.caption_hidden == 0
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    loaded.save_pretrained(tmp_path / "again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert VsrnConfig.from_pretrained(tmp_path / "again").caption_hidden == 0

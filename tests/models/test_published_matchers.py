@@ -78,6 +78,80 @@ def test_round_trip(tmp_path, kind):
     assert all(torch.equal(plain[i][name], half[name]) for i, half in enumerate(held["model"]) for name in half)
 
 
+def test_vsrns_captioner_is_the_released_one(tmp_path):
+    """AOQ's third state, in evaluation: the loss of each pair, for captions that are told whole and a cut one."""
+    states = [*theirs.halves("vsrn"), theirs.captioner()]
+    done = converted(tmp_path, "vsrn", states, max_len=7, input_dropout_p=0.3, dim_hidden=5, dim_word=4, dim_vid=theirs.JOINT,
+                     rnn_type="gru", bidirectional=0, rnn_dropout_p=0.5)  # fmt: skip
+    model, config = done.model, done.model.config
+    assert done.notes == [] and (config.caption_hidden, config.caption_word_size) == (5, 4)
+    assert (config.caption_dropout, config.caption_pieces) == (0.3, 7) and model.captioner.dropout.p == 0.3
+    regions, captions = corpus()  # captions of 5, 3 and 8 words
+    pairs = Images(regions.select(torch.tensor([2, 0, 3])), torch.zeros(int(regions.lengths[[2, 0, 3]].sum()), 7), None)
+    captions.values[:] = captions.values.clamp(min=4)  # no padding inside a caption
+    with torch.no_grad():
+        found = model.captioning_loss(model.encode_images(pairs), captions)
+    wanted = [theirs.caption_loss(states[0], states[2], pairs.regions[p], captions[p], 7) for p in range(3)]
+    assert float(found) == pytest.approx(float(sum(wanted)) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("data_name", ["coco_precomp", "f30k_precomp"])
+def test_round_trip_with_the_captioner(tmp_path, data_name):
+    options = {"data_name": data_name, "max_len": 60, "dim_hidden": 5, "dim_word": 4, "rnn_type": "gru"}
+    states = [*theirs.halves("vsrn", image_norm=data_name == "f30k_precomp"), theirs.captioner()]
+    states[2]["decoder.out.bias"] = states[2]["decoder.out.bias"].half()
+    done = converted(tmp_path, "vsrn", states, **options)
+    for record in (done.record, None):
+        back = to_matcher(done.model, record)
+        assert len(back["model"]) == 3 and vars(back["opt"]).items() >= options.items()
+        for ours, state in zip(back["model"], states):
+            assert ours.keys() == state.keys()
+            assert all(torch.equal(ours[name].to(state[name].dtype), value) for name, value in state.items())
+    kept = to_matcher(done.model, done.record)["model"]
+    for ours, state in zip(kept, states):
+        assert list(ours) == list(state) and all(ours[name].dtype == state[name].dtype for name in state)
+    again = from_matcher(written(tmp_path, to_matcher(done.model, None)), "vsrn", {}).model.state_dict()
+    assert again.keys() == done.model.state_dict().keys()
+    assert all(torch.equal(again[name], value) for name, value in done.model.state_dict().items())
+
+
+def test_two_states_come_back_as_two_and_a_trained_captioner_as_a_third(tmp_path):
+    done = converted(tmp_path, "vsrn", max_len=40)
+    assert done.notes == ["initialised at random: the captioner, which the file does not carry"]
+    assert done.model.config.caption_pieces == 40 and done.model.captioner is not None
+    assert len(to_matcher(done.model, done.record)["model"]) == 2
+    assert len(to_matcher(done.model, None)["model"]) == 3  # a run's folder has no record
+    done.model.captioner = None
+    assert len(to_matcher(done.model, None)["model"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rnn_type": "lstm"}, "captioner with rnn_type=lstm; only rnn_type=gru is built here"),
+        ({"bidirectional": 1}, "captioner with bidirectional=1"),
+        ({"dim_hidden": 512}, "says dim_hidden=512 and its captioner has 5"),
+        ({"dim_word": 300}, "says dim_word=300 and its captioner has 4"),
+        ({"input_dropout_p": 1.5}, r"input_dropout_p=1.5; give --option input_dropout_p=NUMBER"),
+        ({"max_len": "long"}, "max_len=long; give --option max_len=NUMBER"),
+    ],
+)
+def test_a_captioner_of_another_form_is_refused(tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        converted(tmp_path, "vsrn", [*theirs.halves("vsrn"), theirs.captioner()], **options)
+
+
+def test_a_captioner_that_does_not_fit_is_named(tmp_path):
+    captioner = theirs.captioner()
+    del captioner["decoder.attention.linear2.weight"]
+    with pytest.raises(UserError, match=r"lacks 1 .* cap.decoder.attention.linear2.weight"):
+        converted(tmp_path, "vsrn", [*theirs.halves("vsrn"), captioner])
+    with pytest.raises(UserError, match=r"'captioner.region.weight' .* several sizes"):
+        converted(tmp_path, "vsrn", [*theirs.halves("vsrn"), theirs.captioner(joint=9)])
+    with pytest.raises(UserError, match=r"does not know .*cap\."):
+        converted(tmp_path, "bfan", [*theirs.halves("bfan"), theirs.captioner()])
+
+
 def test_vsrn_keeps_its_counts_where_the_file_has_none(tmp_path):
     """torch before 0.4.1 did not count batches."""
     image, text = theirs.halves("vsrn")
@@ -157,6 +231,13 @@ def test_the_papers_vsrn_is_not_written_for_code_that_computes_another(tmp_path)
     model = VSRN(VsrnConfig(vocab_size=9, region_dim=4, embed_size=8, word_size=4, caption_hidden=0))
     with pytest.raises(UserError, match="column_norm false"):
         to_matcher(model, None)
+
+
+@pytest.mark.parametrize(("norms", "sentence"), [((True, True), "both input_norm"), ((False, False), "neither input_norm")])
+def test_norms_that_the_released_code_does_not_have_are_not_written_for_it(norms, sentence):
+    sizes = dict(vocab_size=9, region_dim=4, embed_size=8, word_size=4, caption_hidden=0)
+    with pytest.raises(UserError, match=sentence):
+        to_matcher(VSRN(VsrnConfig(**sizes, column_norm=True, input_norm=norms[0], image_norm=norms[1])), None)
 
 
 def test_the_namespace_of_options_survives_the_way_back(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -59,7 +61,7 @@ def test_terms_equal_the_formula_pair_by_pair(corpus, candidates, kind, loss):
     draw = Draw(5, 2, 0)
     report = objective(bank, captions, draw, candidates)
     own = bank.image_of_caption[captions].tolist()
-    drawn = objective.drawn(bank, captions, draw)
+    drawn = objective.drawn(bank, captions, draw, candidates)
     m, total = objective.model, 0.0
     for row, caption in enumerate(captions.tolist()):
         image = own[row]
@@ -92,13 +94,71 @@ def test_terms_equal_the_formula_pair_by_pair(corpus, candidates, kind, loss):
 def test_vsrn_adds_its_captioning_loss_with_its_weight(corpus):
     bank, captions = corpus[0], torch.tensor([3, 21, 44, 50])
     objectives = [objective_of(corpus, "vsrn", "online", f"matcher.caption_weight={weight}") for weight in (1.0, 0.5, 0.0)]
-    reports = [objective(bank, captions, Draw(1, 0, 0)) for objective in objectives]
+    reports = []
+    for objective in objectives:
+        torch.manual_seed(0)  # one dropout mask for all
+        reports.append(objective(bank, captions, Draw(1, 0, 0)))
     whole, half, none = (float(r.total) for r in reports)
     assert "captioning" in reports[0].terms and "captioning" not in reports[2].terms
     captioning = float(reports[0].terms["captioning"])
     assert captioning > 1.0
     assert whole - none == pytest.approx(captioning, rel=1e-5)
     assert half - none == pytest.approx(captioning / 2, rel=1e-5)
+
+
+def batches_of(objective: MatchingObjective, monkeypatch) -> list[list[int]]:
+    """Filled, at each forward, with the region counts of the images of each batch that is encoded."""
+    seen: list[list[int]] = []
+    plain = objective.model.encode_images
+    monkeypatch.setattr(objective.model, "encode_images", lambda images: seen.append(images.lengths.tolist()) or plain(images))
+    return seen
+
+
+def test_batchnorm_sees_the_published_batches(corpus, candidates, monkeypatch):
+    """Released AOQ encodes I, I_off and I'_off of the pairs in three forwards, an image of two pairs twice: each BatchNorm has
+    these three batches, in this order."""
+    bank, captions = corpus[0], torch.tensor([0, 1, 17, 33, 60])  # 0 and 1 describe the same image
+    objective = objective_of(corpus, "vsrn", "adaptive", "matcher.caption_weight=0")
+    model = objective.model
+    with torch.no_grad():
+        for layer in model.graph:  # begins at 0, where its statistics would not matter
+            layer.norm.weight.fill_(1.0)
+    plain = copy.deepcopy(model)
+    draw = Draw(5, 2, 0)
+    drawn = objective.drawn(bank, captions, draw, candidates)
+    groups = [bank.image_of_caption[captions], drawn.image_off, drawn.other_image]
+    seen = batches_of(objective, monkeypatch)
+    report = objective(bank, captions, draw, candidates)
+    assert seen == [bank.regions.lengths[group].tolist() for group in groups]
+
+    true, off, other = (plain.encode_images(bank.image_table(group)).vectors[:, 0] for group in groups)
+    said, said_off, said_other = (
+        plain.encode_captions(bank.text_table(group)).vectors[:, 0] for group in (captions, drawn.caption_off, drawn.other_caption)
+    )
+    own = (true * said).sum(1)
+    for name, score in (("offline_caption", true * said_off), ("offline_image", off * said), ("offline_both", off * said_off),
+                        ("offline_others", other * said_other)):  # fmt: skip
+        assert float(report.terms[name]) == pytest.approx(float(torch.relu(score.sum(1) - own).sum()), rel=1e-5, abs=1e-6), name
+    for key, buffer in plain.named_buffers():  # three updates of the running statistics, in the same order
+        torch.testing.assert_close(model.get_buffer(key), buffer, msg=lambda m, key=key: f"{key}: {m}")
+    assert int(model.graph[0].norm.num_batches_tracked) == 3
+
+    seen.clear()
+    objective.eval()(bank, captions, draw, candidates)  # running statistics: each distinct image once
+    assert [len(batch) for batch in seen] == [len(torch.cat(groups).unique())]
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("scan", []), ("bfan", []), ("vsrn", ["matcher.caption_weight=0"])])
+def test_a_matcher_without_batchnorm_encodes_each_image_once(corpus, candidates, monkeypatch, kind, settings):
+    bank, captions = corpus[0], torch.tensor([0, 1, 17, 33, 60])
+    objective = objective_of(corpus, kind, "adaptive", *settings)
+    if kind == "vsrn":
+        objective.model.graph = torch.nn.ModuleList()
+    seen, draw = batches_of(objective, monkeypatch), Draw(5, 2, 0)
+    objective(bank, captions, draw, candidates)
+    drawn = objective.drawn(bank, captions, draw, candidates)
+    wanted = torch.cat([bank.image_of_caption[captions], drawn.image_off, drawn.other_image])
+    assert seen == [bank.regions.lengths[wanted.unique()].tolist()]
 
 
 def test_the_same_draw_gives_the_same_loss(corpus, candidates):

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tagsds.objectives.offline_terms import hardest_of
 from torch import Tensor
 
 from tagsds.config import RunConfig, load_config
@@ -15,6 +14,8 @@ from tagsds.errors import UserError
 from tagsds.negatives.offline import draw_from_ranks, draw_quintuplet, mine_offline, needs_candidates
 from tagsds.negatives.random import Hard, mine_random, mine_shared
 from tagsds.objectives.retrieval import RetrievalObjective
+from tagsds.objectives.retrieval.objective import check_candidates
+from tagsds.objectives.retrieval.terms.quintuplet import hardest_of
 from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
 from tests.small_world import caption_ids, model_of, score_of
@@ -164,7 +165,7 @@ def test_shared_negatives_and_a_pair_without_any(corpus):
     config.negatives.shared = True
     compare(corpus, config)
     objective = objective_of(corpus, config)
-    report = objective(corpus[0], torch.tensor([0, 1, 2]), DRAW)  # one image
+    report = objective(corpus[0], torch.tensor([0, 1, 2]), DRAW, corpus[3])  # one image
     assert [float(report.terms[f"aoq/online_{name}"].detach()) for name in ("caption", "image")] == [0, 0]
     report.total.backward()
     assert all(p.grad.isfinite().all() for p in objective.model.parameters() if p.grad is not None)
@@ -173,9 +174,9 @@ def test_shared_negatives_and_a_pair_without_any(corpus):
 def test_beside_written_sentences_each_term_is_what_it_is_alone(corpus):
     weights = dict(syn=0.5, mlm=0.4, disc=0.3, corr=0.2)
     bank = corpus[0]
-    alone = objective_of(corpus, config_of(group=dict(kind="adaptive")))(bank, CAPTIONS, DRAW)
-    without = objective_of(corpus, config_of(**weights))(bank, CAPTIONS, DRAW)
-    both = objective_of(corpus, config_of(group=dict(kind="adaptive", weight=0.6), **weights))(bank, CAPTIONS, DRAW)
+    alone = objective_of(corpus, config_of(group=dict(kind="adaptive")))(bank, CAPTIONS, DRAW, corpus[3])
+    without = objective_of(corpus, config_of(**weights))(bank, CAPTIONS, DRAW, corpus[3])
+    both = objective_of(corpus, config_of(group=dict(kind="adaptive", weight=0.6), **weights))(bank, CAPTIONS, DRAW, corpus[3])
     assert set(both.terms) == set(alone.terms) | set(without.terms)
     for name, term in both.terms.items():
         wanted = alone.terms[name] if name in alone.terms else without.terms[name]
@@ -201,23 +202,24 @@ def test_without_scoring_no_pair_is_scored(corpus):
     objective = objective_of(corpus, config_of(offline=dict(replace_random=True, score=False)))
     report = objective(corpus[0], CAPTIONS, DRAW, corpus[3])
     assert report.forwards == 4 + 2 * 4 * KEEP
-    scored = objective_of(corpus, config_of(offline=dict(replace_random=True)))(corpus[0], CAPTIONS, DRAW)
+    scored = objective_of(corpus, config_of(offline=dict(replace_random=True)))(corpus[0], CAPTIONS, DRAW, corpus[3])
     assert scored.forwards == 4 * (COUNT + 5) + 4 + 2 * 4 * KEEP  # image ranks 3 // 5 = 0 to 24 // 5 = 4
 
 
 def test_the_draw_decides(corpus):
     objective = objective_of(corpus, config_of(group=dict(kind="adaptive"), offline=dict(replace_random=True)))
-    totals = [float(objective(corpus[0], CAPTIONS, draw).total.detach()) for draw in (DRAW, DRAW, Draw(7, 5, 2), Draw(7, 6, 1))]
+    draws = (DRAW, DRAW, Draw(7, 5, 2), Draw(7, 6, 1))
+    totals = [float(objective(corpus[0], CAPTIONS, draw, corpus[3]).total.detach()) for draw in draws]
     assert totals[0] == totals[1] and len(set(totals)) == 3
 
 
 def test_candidates_that_do_not_reach_are_refused_before_the_first_step(corpus):
+    candidates = corpus[3]
     with pytest.raises(UserError, match=r"set offline.last=29"):
-        objective_of(corpus, config_of(group=dict(kind="adaptive"), offline=dict(last=32)))
+        check_candidates(config_of(group=dict(kind="adaptive"), offline=dict(last=32)), candidates)
     with pytest.raises(UserError, match=r"6 negatives .* offline.first=3 to offline.last=7"):
-        objective_of(corpus, config_of(offline=dict(replace_random=True, last=7)))
-    objective_of(corpus, config_of(offline=dict(replace_random=True, last=7, score=False)))  # 4 are drawn
-    objective_of(corpus, config_of(offline=dict(last=32)))  # nothing is drawn
+        check_candidates(config_of(offline=dict(replace_random=True, last=7)), candidates)
+    check_candidates(config_of(offline=dict(replace_random=True, last=7, score=False)), candidates)  # 4 are drawn
 
 
 def test_hardest_of_drawn_and_of_ordered_negatives():

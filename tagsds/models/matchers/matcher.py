@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,7 +32,7 @@ class Encoded:
 
     vectors   float [N, F, E]: l2-normalised fragments, zero behind each row's length; F = 1 where one vector stands for all
     lengths   int64 [N]
-    states    Ragged [*, E] or None: VSRN's region states, which its captioning loss decodes
+    states    Ragged [*, E] or None: VSRN's region states, which its captioning loss reads
     """
 
     vectors: Tensor
@@ -45,6 +46,13 @@ class Encoded:
         """The given rows (int64 [M], repeats allowed), without `states`."""
         return Encoded(self.vectors[rows], self.lengths[rows])
 
+    @staticmethod
+    def cat(parts: list[Encoded]) -> Encoded:
+        """All rows of all parts, with the `states` of none."""
+        widest = max(part.vectors.shape[1] for part in parts)
+        vectors = [F.pad(part.vectors, (0, 0, 0, widest - part.vectors.shape[1])) for part in parts]
+        return Encoded(torch.cat(vectors), torch.cat([part.lengths for part in parts]))
+
 
 class Matcher(PreTrainedModel, ABC):
     """`similarity(images, captions)` is what everything else calls; a matcher defines the four functions behind it."""
@@ -57,6 +65,11 @@ class Matcher(PreTrainedModel, ABC):
         begin = getattr(module, "reset_parameters", None)
         if callable(begin):
             begin()
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the encoding of an image depends, in training, on the images encoded with it."""
+        return any(isinstance(module, nn.BatchNorm1d) for module in self.modules())
 
     @abstractmethod
     def encode_images(self, images: Images) -> Encoded:

@@ -67,8 +67,20 @@ class VSRN(Matcher):
     def compare_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         return (at_least_float32(images.vectors) * at_least_float32(captions.vectors)).sum(dim=-1).squeeze(1)
 
+    def begin_captioner(self, hidden: int, word_size: int) -> None:
+        """A new captioner, from torch's random state."""
+        assert isinstance(self.config, VsrnConfig)
+        self.config.caption_hidden, self.config.caption_word_size = hidden, word_size
+        self.captioner = Captioner(self.config).to(self.project.weight)
+
+    def set_captioning(self, dropout: float, pieces: int) -> None:
+        """What of the captioner belongs to a training, not to its weights (VsrnConfig: caption_dropout, caption_pieces)."""
+        self.config.caption_dropout, self.config.caption_pieces = dropout, pieces
+        if self.captioner is not None:
+            self.captioner.dropout.p, self.captioner.most = dropout, pieces
+
     def captioning_loss(self, images: Encoded, captions: Ragged) -> Tensor:
-        """How badly row p of the captions is told from row p of `images.states` (captioner.py): float32 []."""
+        """-log p(caption p | row p of `images.states`), averaged over the captions (captioner.py): float32 []."""
         if self.captioner is None:
             raise UserError("this VSRN has no captioning head: set caption_hidden above 0, or train without the captioning loss.")
         if images.states is None or len(images.states) != len(captions):

@@ -18,6 +18,7 @@ from torch import Tensor
 from tagsds.errors import UserError, first_line
 from tagsds.files import atomic
 
+STATES = ("img", "txt", "cap")  # of a matcher, in the order of its list
 WRAPPERS = ("model_state_dict", "state_dict", "model", "module")  # a training state around the weights
 NUMPY = [np.dtype, *(getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Int64", "Int32"))]
 _SCALAR = np.float64(0).__reduce__()[0]  # rebuilds one numpy number: a best recall that was saved beside the weights
@@ -31,8 +32,8 @@ HARMLESS: list[Any] = [
 
 @dataclass
 class Published:
-    """What a file holds. `tensors` by the file's own keys; a matcher's two halves as `img.KEY` and `txt.KEY`. `options` are
-    those of its training, where it has any."""
+    """What a file holds. `tensors` by the file's own keys; a matcher's states as `img.KEY`, `txt.KEY` and, for the third
+    of AOQ's VSRN, its captioner, `cap.KEY`. `options` are those of its training, where it has any."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -75,7 +76,8 @@ def _load(path: Path) -> Any:
 
 
 def unwrap(path: Path, held: Any) -> Published:
-    """The weights inside what training saved: {'model': [image half, text half], 'opt': ...}, a state dict, or one in a wrapper."""
+    """The weights inside what training saved: {'model': [image half, text half], 'opt': ...} (AOQ's VSRN: a third state, of the
+    captioner), a state dict, or one in a wrapper."""
     options: dict[str, Any] = {}
     if isinstance(held, dict) and not is_state(held):
         given = held.get("opt")
@@ -85,9 +87,9 @@ def unwrap(path: Path, held: Any) -> Published:
             listed = ", ".join(map(str, list(held)[:6])) or "nothing"
             raise UserError(f"{path} holds {listed}, and no state dict under {', '.join(WRAPPERS)}; save the state dict alone.")
         held = inner
-    if isinstance(held, list | tuple) and len(held) == 2 and all(is_state(half) for half in held):
-        halves = zip(("img", "txt"), held)
-        return Published(path, {f"{side}.{key}": v for side, half in halves for key, v in half.items()}, options, True)
+    if isinstance(held, list | tuple) and len(held) in (2, 3) and all(is_state(state) for state in held):
+        states = zip(STATES, held)
+        return Published(path, {f"{part}.{key}": v for part, state in states for key, v in state.items()}, options, True)
     if not is_state(held):
         raise UserError(f"{path} holds no state dict (found: {type(held).__name__}); save the state dict alone.")
     return Published(path, dict(held), options)
