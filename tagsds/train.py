@@ -38,12 +38,12 @@ from tagsds.engine.offline import OfflineSource, uses_candidates
 from tagsds.errors import command
 from tagsds.files import write_json
 from tagsds.models import UniterModel
-from tagsds.models.heads import HEADS, initialise_heads
+from tagsds.models.uniter.initialise import HEADS, initialise_heads
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.examples import as_markdown, written_examples
 from tagsds.prepare import batch_size, build_model, card_of, prepare_output, random_negatives
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tagsds.data.bank import Bank
-from tagsds.negatives.offline import Candidates
+from tagsds.formats.candidates import Candidates
 
 
 def candidates_of(bank: Bank, per_image: int, per_caption: int, seed: int = 0) -> Candidates:

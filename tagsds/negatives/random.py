@@ -12,7 +12,7 @@ from tagsds.data.builder import PairBuilder
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.losses.ranking import hardest
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 
 
 @dataclass

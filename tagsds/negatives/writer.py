@@ -17,7 +17,7 @@ from tagsds.draw import Draw
 from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.tailored import filter_candidates, refill, write
-from tagsds.retrieval.scorer import Scorer, without_dropout
+from tagsds.scoring.scorer import Scorer, without_dropout
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.writer import mask_captions, write_negatives
-from tagsds.retrieval.scorer import Scorer, without_dropout
+from tagsds.scoring.scorer import Scorer, without_dropout
 
 
 @torch.no_grad()

@@ -14,11 +14,12 @@ from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
+from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import Similarities, all_in_batch, hardest_in_batch, quintuplet
 from tagsds.models.matchers import VSRN, Encoded, Matcher
-from tagsds.negatives.offline import Candidates, OfflineDraw, draw_quintuplet
+from tagsds.negatives.offline import OfflineDraw, draw_quintuplet
 from tagsds.objectives.report import Report, share
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 
 OFFLINE = ("caption_off", "image_off", "both_off", "others_off")  # as `Similarities` names them
 

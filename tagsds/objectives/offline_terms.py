@@ -17,8 +17,9 @@ from torch import Tensor
 from tagsds.config_offline import OfflineConfig, QuintupletConfig
 from tagsds.data.bank import Bank
 from tagsds.draw import Draw
+from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import OFFLINE_TERMS, Similarities, quintuplet
-from tagsds.negatives.offline import Candidates, draw_quintuplet
+from tagsds.negatives.offline import draw_quintuplet
 from tagsds.negatives.random import Hard
 
 SCORES = {  # the field of Similarities that a term reads

@@ -22,7 +22,7 @@ from tagsds.losses.matching import itm, transport_distance, word_region_alignmen
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import draw_images
 from tagsds.objectives.report import Report, share
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 
 TASKS = ("itm", "mlm", "mrfr", "mrckl", "mrc")
 

@@ -18,16 +18,17 @@ from tagsds.data.builder import PairBuilder
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
+from tagsds.formats.candidates import Candidates
 from tagsds.losses.discrimination import discrimination
 from tagsds.losses.masked import word_cross_entropy
 from tagsds.losses.ranking import triplet
 from tagsds.models.uniter import Layout, UniterModel
-from tagsds.negatives.offline import Candidates, check_ranks, draw_from_ranks, images_in_ranks, mine_offline
+from tagsds.negatives.offline import check_ranks, draw_from_ranks, images_in_ranks, mine_offline
 from tagsds.negatives.random import Hard, mine_random, mine_shared
 from tagsds.negatives.writer import Maskings, Written, mask_captions, write_negatives
 from tagsds.objectives.offline_terms import hardest_of, offline_pairs, quintuplet_terms
 from tagsds.objectives.report import Report, share
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 
 
 class RetrievalObjective(nn.Module):

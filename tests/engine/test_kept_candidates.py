@@ -8,7 +8,7 @@ import torch
 from tagsds.config_offline import OfflineConfig
 from tagsds.engine.offline import OfflineSource
 from tagsds.errors import UserError
-from tagsds.negatives.offline import Candidates
+from tagsds.formats.candidates import Candidates
 from tagsds.ranks import World
 
 

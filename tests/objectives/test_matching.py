@@ -12,7 +12,7 @@ from tagsds.draw import Draw
 from tagsds.losses.quintuplet import KINDS
 from tagsds.models.matchers import MATCHERS
 from tagsds.objectives import MatchingObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
 
 

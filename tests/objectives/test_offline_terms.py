@@ -12,11 +12,12 @@ from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
 from tagsds.errors import UserError
-from tagsds.negatives.offline import Candidates, draw_from_ranks, draw_quintuplet, mine_offline
+from tagsds.formats.candidates import Candidates
+from tagsds.negatives.offline import draw_from_ranks, draw_quintuplet, mine_offline
 from tagsds.negatives.random import Hard, mine_random, mine_shared
 from tagsds.objectives.offline_terms import hardest_of
 from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
 from tests.small_world import caption_ids, model_of, score_of
 

@@ -15,7 +15,7 @@ from tagsds.negatives.random import mine_random, mine_shared
 from tagsds.negatives.tailored import Filtered
 from tagsds.negatives.writer import mask_captions, write_negatives
 from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.small_world import caption_ids, model_of, score_of, states_of
 
 CAPTIONS = torch.tensor([3, 41, 4, 17])  # 3 and 4 belong to one image
