@@ -1,4 +1,4 @@
-"""UNITER's encoder and heads for ONE pair, in float64, written from the formulas (BERT, arXiv 1810.04805; UNITER, arXiv 1909.11740).
+"""UNITER's encoder and heads for ONE pair, in float64, from the formulas (BERT, arXiv 1810.04805; UNITER, arXiv 1909.11740).
 
 Nothing is padded, batched, packed or shared between pairs, and nothing of `tagsds.models` is called: the weights are a dict of
 float64 tensors under the names that `model.safetensors` of an export has.

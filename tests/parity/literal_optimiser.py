@@ -1,4 +1,4 @@
-"""AdamW with clipping and schedule by formula, and the loop around it: gradients of the micro-batches averaged, one update a step."""
+"""AdamW, clipping and schedule by formula, and the loop around them: gradients of the micro-batches averaged, an update a step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_decayed(name: str) -> bool:
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:
-    """Of optimiser step 0, 1, ...: lr/W, 2 lr/W, ..., lr during the W steps of warm-up, then down a line that would be 0 at `steps`."""
+    """Of step 0, 1, ...: lr/W, 2 lr/W, ..., lr in the W steps of warm-up, then down a line that would be 0 at `steps`."""
     if step < config.warmup_steps:
         return (step + 1) * config.lr / config.warmup_steps
     return config.lr * (config.steps - step) / (config.steps - config.warmup_steps)

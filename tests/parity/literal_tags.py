@@ -1,4 +1,4 @@
-"""TAGS (stage 1) and TAGS-DC (stage 2) as the released runs compute them, one pair per forward (arXiv 2111.03349; sections 3 and 4).
+"""TAGS (stage 1) and TAGS-DC (stage 2) as the released runs compute them, one pair per forward (arXiv 2111.03349).
 
 Drawn by the package: negatives, maskings, and the generator of the refills, which are sampled here from the literal logits.
 
@@ -100,7 +100,7 @@ class MicroBatch:
     def write(
         self, text: Tensor, masked: Tensor, chosen: list[list[int]], image: int, random: torch.Generator
     ) -> list[tuple[Tensor, list[int]]]:
-        """(sentence, positions that had been masked): every masking refilled from softmax(logits / tau), special pieces left out."""
+        """(sentence, positions that had been masked): each masking refilled from softmax(logits / tau) without special pieces."""
         special = {self.vocab.pad, self.vocab.unk, self.vocab.cls, self.vocab.sep, self.vocab.mask}
         pieces = [piece for piece in range(self.vocab.size) if piece not in special]
         out = []
@@ -130,7 +130,7 @@ class MicroBatch:
         return any(new != old and new not in known for new, old in zip(sentence.tolist(), text.tolist()))
 
     def read_words(self, sentence: Tensor, text: Tensor, positions: list[int], image: int, rows: dict[str, list[Tensor]]) -> None:
-        """disc: column 1 = the token is the original, weights 1.0 (replaced) and 0.11; corr: the original at the masked positions."""
+        """disc: column 1 = the token is the original; weights 1.0 (replaced), 0.11. corr: the original at the masked positions."""
         if not (self.config.loss.disc or self.config.loss.corr):
             return
         x = self.states(sentence, image)

@@ -19,8 +19,12 @@ from tests import launch
 from tests.parity.literal_encoder import Weights, read_weights
 
 HEADS = 2  # of the attention
-SIZES = ["model.dropout=0", "model.attention_dropout=0", "log.every=1", "log.panel_every=0", "log.checkpoint_every=0", "log.examples=0"]
-IDLE = {"itm", "rank", "mlm", "discriminate", "correct", "region_feature", "region_class"}
+SIZES = [
+    "model.dropout=0", "model.attention_dropout=0", "model.hidden_size=32", "model.num_hidden_layers=2",
+    "model.num_attention_heads=2", "model.intermediate_size=64", "log.every=1", "log.panel_every=0",
+    "log.checkpoint_every=0", "log.examples=0",
+]  # fmt: skip
+ALL_HEADS = {"itm", "rank", "mlm", "discriminate", "correct", "region_feature", "region_class"}
 
 
 def checkpoint(world: Path, folder: Path, trained_heads: list[str], common: float = 0.0) -> Path:
@@ -73,18 +77,15 @@ def config_of(recipe: str, overrides: list[str]) -> RunConfig:
 def start(folder: Path, trained_heads: set[str]) -> tuple[Weights, list[str]]:
     """The weights in float64, and the names of those that training may move: all but the heads the stage has no use for."""
     weights = read_weights(folder)
-    return weights, [name for name in weights if name.split(".")[0] not in IDLE - trained_heads]
+    return weights, [name for name in weights if name.split(".")[0] not in ALL_HEADS - trained_heads]
 
 
-def run(world: Path, output: Path, recipe: str, overrides: list[str], init: Path, ds_config: str) -> tuple[list[dict[str, Any]], Weights]:
+def run(
+    world: Path, output: Path, recipe: str, overrides: list[str], init: Path, ds_config: str
+) -> tuple[list[dict[str, Any]], Weights]:
     """The same command as a user's, on one rank; the rows of its log and the weights it exports."""
-    launch.train(world, output, ds_config, [*SIZES, *overrides, f"init={init}", *empty_sizes()], recipe=recipe)
+    launch.train(world, output, ds_config, [*SIZES, *overrides, f"init={init}"], recipe=recipe)
     return launch.rows(output), read_weights(output / "export")
-
-
-def empty_sizes() -> list[str]:
-    """The checkpoint's instead of the recipe's."""
-    return ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=64"]
 
 
 def compare_rows(measured: list[dict[str, Any]], literal: list[dict[str, float]], rel: float) -> float:
@@ -105,7 +106,7 @@ def compare_weights(measured: Weights, literal: Weights, before: Weights, traine
     """Per parameter, norms: |ours - literal| <= rel |literal|, and <= rel_moved times how far training moved it.
 
     The keys' bias shifts all scores of a query alike, so its gradient is an exact zero: what moves it is rounding over eps,
-    which is only bounded here (1 % of a unit step each).
+    which is only bounded here (by 5 % of what moves the values' bias).
     """
     assert set(measured) == set(literal)
     worst = {"weights": 0.0, "moved": 0.0}
@@ -116,7 +117,7 @@ def compare_weights(measured: Weights, literal: Weights, before: Weights, traine
             continue
         if name.endswith("qkv.bias"):
             query, keys, values = zip(*(x.chunk(3) for x in (ours, value, old)))
-            assert float((keys[0] - keys[1]).abs().max()) < 0.01 * float((values[1] - values[2]).abs().max()), name
+            assert float((keys[0] - keys[1]).abs().max()) < 0.05 * float((values[1] - values[2]).abs().max()), name
             ours, value, old = (torch.cat([q, v]) for q, v in zip(query, values))
         difference, size, moved = float((ours - value).norm()), float(value.norm()), float((value - old).norm())
         assert difference <= rel * size, (name, difference / size)
