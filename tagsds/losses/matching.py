@@ -30,18 +30,19 @@ def transport_plan(
     word_mask, region_mask   bool [P, W], [P, R]: what is present; the mass 1 is spread evenly over it on either side
     beta                     step of the proximal point method: smaller is sharper, and less stable
 
-    Each step scales the kernel Q = exp(-cost / beta) * T once by rows and once by columns. Columns (regions) therefore
-    hold their marginal exactly, rows (words) as far as the iteration has converged. Padded rows and columns are 0.
+    Each step scales the kernel Q = exp(-cost / beta) * T once by columns and then once by rows, the order of UNITER's released
+    code. Rows (words) therefore hold their marginal exactly, columns (regions) as far as the iteration has converged. Padded rows
+    and columns are 0.
     """
     cells = word_mask[:, :, None] & region_mask[:, None, :]
     words = word_mask.float() / word_mask.sum(dim=1, keepdim=True).clamp(min=1)
     regions = region_mask.float() / region_mask.sum(dim=1, keepdim=True).clamp(min=1)
     kernel = torch.where(cells, torch.exp(-cost.float() / beta), 0.0)
-    plan, column = cells.float(), regions
+    plan, row = cells.float(), words
     for _ in range(iterations):  # sums instead of matmuls: autocast would turn those into half precision
         scaled = kernel * plan
-        row = _divide(words, (scaled * column[:, None, :]).sum(dim=2))
         column = _divide(regions, (scaled * row[:, :, None]).sum(dim=1))
+        row = _divide(words, (scaled * column[:, None, :]).sum(dim=2))
         plan = row[:, :, None] * scaled * column[:, None, :]
     return plan
 
