@@ -29,7 +29,8 @@ class BatchConfig:
     pairs: int = 32
     """true pairs of one micro-batch on one rank; `acc` of the paper is pairs * accumulation"""
     tokens: int = 0
-    """if set: `pairs` becomes this many tokens divided by the corpus's mean tokens of a pair"""
+    """if set: `pairs` becomes this many tokens divided by the mean tokens of a pair (of the first window's pairs, where the corpus
+    is walked through in windows), and stays so when the run is resumed"""
     accumulation: int = 1
     """micro-batches of one optimiser step on one rank"""
 

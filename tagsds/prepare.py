@@ -148,9 +148,10 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) 
 
 
 def different_settings(saved: Path, config: RunConfig) -> list[str]:
-    """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, descriptions, places) and
-    what `config` leaves open. A key that came into the config after the run was saved counts as its default."""
-    free = ("log.", "description", "data_folder", "init")
+    """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, descriptions, places),
+    what `config` leaves open, and the `batch.pairs` that followed from `batch.tokens`. A key that came into the config after the
+    run was saved counts as its default."""
+    free = ("log.", "description", "data_folder", "init", *(("batch.pairs",) if config.batch.tokens else ()))
     default, before, now = (
         _flat(value) for value in (as_dict(RunConfig()), OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config))
     )
@@ -172,10 +173,15 @@ def random_negatives(config: RunConfig) -> int:
     return config.negatives.count
 
 
-def batch_size(config: RunConfig, bank: Bank) -> int:
-    """True pairs of a micro-batch; from a budget of tokens where the recipe gives one."""
+def batch_size(config: RunConfig, bank: Bank, resumed: Path | None = None) -> int:
+    """True pairs of a micro-batch; from a budget of tokens where the recipe gives one. Then it follows from the mean lengths of
+    the first window alone: a run that is `resumed` (its output folder) keeps what its start computed, since the sampler's order
+    depends on it, and the current window has other means."""
     if not config.batch.tokens:
         return config.batch.pairs
+    saved = resumed / "config.yaml" if resumed else None
+    if saved and saved.is_file():
+        return int(OmegaConf.load(saved).batch.pairs)
     tokens_per_pair = bank.tokens.lengths.float().mean() + bank.regions.lengths.float().mean()
     return max(1, int(config.batch.tokens / float(tokens_per_pair)))
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tagsds.errors import command
+from tagsds.errors import UserError, command
 
 Options = TypeVar("Options")
 
@@ -32,6 +32,14 @@ class World:
     def share(self, items: Tensor) -> Tensor:
         """This rank's part of the items, [N, ...] -> [about N / size, ...]."""
         return items[self.rank :: self.size]
+
+    def even_share(self, items: Tensor) -> Tensor:
+        """This rank's part of the items (at least one), [N, ...] -> [ceil(N / size), ...] on every rank: where the items do not
+        divide evenly, the last one stands in for those that are missing at the end. `gather` drops such rows. For work that
+        contains collectives, which all ranks must enter equally often."""
+        rows = -(-len(items) // self.size)
+        numbers = torch.arange(rows, device=items.device) * self.size + self.rank
+        return items[numbers.clamp(max=len(items) - 1)]
 
     def wait(self) -> None:
         """Until all have come here."""
@@ -74,15 +82,51 @@ def current_world(device: torch.device) -> World:
     return World(device=device)
 
 
+def device_index(local_rank: int, visible: int) -> int:
+    """The CUDA device of a process with this rank on its machine that sees `visible` devices (at least one).
+
+    `deepspeed` and `torchrun` show every process all devices, and its local rank counts among them. SLURM's `--gpus-per-task`
+    shows each task its own device alone, which then has number 0 whatever the local rank.
+    """
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        raise UserError(
+            f"LOCAL_RANK is {local_rank} where only {visible} GPUs are visible (numbers 0 to {visible - 1}); start at most "
+            f"{visible} processes on this machine (--num_gpus, --nproc-per-node or --ntasks-per-node), or show it more GPUs "
+            "(CUDA_VISIBLE_DEVICES, --gpus-per-node)."
+        )
+    return local_rank
+
+
+def claim_device() -> torch.device:
+    """What each command that computes calls first: this process's device is chosen and made the current one, and float32 is made
+    to be float32 on it."""
+    keep_float32_exact()
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", device_index(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    return device
+
+
+def keep_float32_exact() -> None:
+    """No TF32, which rounds the factors of float32 products to 10 bits. cuDNN takes it by default in recurrent layers and
+    convolutions; matrix products take it only where something switched it on.
+
+    These are PyTorch's older switches. The newer ones (`fp32_precision`) set single operators, and reading an older switch then
+    raises where they disagree; nothing here sets them (torch 2.11 and 2.13).
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def start_world() -> World:
-    """Join the processes of torchrun or deepspeed (WORLD_SIZE, RANK, LOCAL_RANK) and choose this one's device."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
+    """Join the processes of torchrun or deepspeed (WORLD_SIZE, RANK, LOCAL_RANK) on this one's device."""
+    device = claim_device()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         # Collectives come after the scoring of a whole split, so the slowest rank may be long in coming.
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=3))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=3))
     return current_world(device)
 
 

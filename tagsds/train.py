@@ -78,7 +78,7 @@ def train(args: argparse.Namespace) -> None:
     bank, checked = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
     drawn = random_negatives(config)
     check_size(bank, drawn, args.data)
-    config.batch.pairs = world.agree(batch_size(config, bank))
+    config.batch.pairs = world.agree(batch_size(config, bank, args.output if args.resume else None))
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
     prepare_output(args.output, config, args.resume, world)
 
@@ -115,6 +115,7 @@ def train(args: argparse.Namespace) -> None:
 
     model.train()
     for step in range(start, steps):
+        del bank  # the source must hold the only reference: it frees the old window before it loads the next
         bank, window = source.at(step)
         if window != checked:
             checked = window

@@ -15,7 +15,7 @@ from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.engine.build import describe_process
 from tagsds.errors import UserError
 from tagsds.models.matchers import VSRN
-from tagsds.prepare import build_model, different_settings, prepare_output
+from tagsds.prepare import batch_size, build_model, different_settings, prepare_output
 from tagsds.ranks import World
 
 SIZES = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=64"]
@@ -110,6 +110,20 @@ def test_a_run_saved_before_a_key_was_there_had_its_default(tmp_path: Path) -> N
     assert different_settings(tmp_path / "config.yaml", load_config("tags-base-coco", ["seed=7"])) == []
     other = load_config("tags-base-coco", ["seed=7", "optimiser.decay_at=[100]", "offline.pool=9", "offline.first=0"])
     assert different_settings(tmp_path / "config.yaml", other) == ["offline.pool", "optimiser.decay_at"]
+
+
+def test_what_was_asked_for_is_compared_on_resume(tmp_path: Path) -> None:
+    """The pairs of a micro-batch follow from batch.tokens, where that is given."""
+    started = load_config("tags-base-coco", ["batch.tokens=4000"])
+    started.batch.pairs = 57  # computed at the start
+    save_config(started, tmp_path / "config.yaml")
+    again = load_config("tags-base-coco", ["batch.tokens=4000"])
+    assert different_settings(tmp_path / "config.yaml", again) == []
+    assert batch_size(again, None, tmp_path) == 57
+    assert different_settings(tmp_path / "config.yaml", load_config("tags-base-coco", ["batch.tokens=4001"])) == ["batch.tokens"]
+    changed = different_settings(tmp_path / "config.yaml", load_config("tags-base-coco", ["batch.tokens=0", "batch.pairs=9"]))
+    assert changed == ["batch.pairs", "batch.tokens"]
+    assert batch_size(load_config("tags-base-coco", ["batch.pairs=9", "batch.tokens=0"]), None, tmp_path) == 9
 
 
 def test_processes_of_srun_find_each_other() -> None:

@@ -30,7 +30,10 @@ class DataConfig:
 
 class BankSource:
     """`at(step)` -> (bank, window number). The window of a step is a pure function of (seed, step, rank): resuming loads it
-    and goes on. Each rank's window holds other shards; a whole partition is the same on all ranks."""
+    and goes on. Each rank's window holds other shards; a whole partition is the same on all ranks.
+
+    One window is in memory at a time, provided that the caller drops its bank before it asks for the next step's.
+    """
 
     def __init__(
         self, folder: str, config: DataConfig, seed: int, rank: int, ranks: int, device: torch.device, progress: bool,

@@ -17,7 +17,7 @@ from torch import nn
 from tagsds.config import OptimiserConfig
 from tagsds.engine.ds_config import offloads
 from tagsds.errors import UserError
-from tagsds.ranks import World, current_world
+from tagsds.ranks import World, claim_device, current_world
 
 
 def describe_process(env: MutableMapping[str, str]) -> None:
@@ -48,10 +48,10 @@ def init_distributed() -> World:
     # DeepSpeed 0.19.8 calls two collectives by the names that torch 2.13 deprecates, at every step
     warnings.filterwarnings("ignore", message=".*_tensor` is deprecated", category=FutureWarning)
     describe_process(os.environ)
-    on_gpu = torch.cuda.is_available()
-    local_rank = int(os.environ["LOCAL_RANK"])
+    device = claim_device()
+    on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(local_rank)
+        name_device_to_deepspeed(device, os.environ)
     elif "OMP_NUM_THREADS" not in os.environ:
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // per_node))
@@ -60,7 +60,18 @@ def init_distributed() -> World:
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     if not on_gpu:
         forget_shared_buffer(dist.get_rank())
-    return current_world(torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+    return current_world(device)
+
+
+def name_device_to_deepspeed(device: torch.device, env: MutableMapping[str, str]) -> None:
+    """DeepSpeed takes LOCAL_RANK for the number of the device: in its process group, its engine and ZeRO-3's partitions. It must
+    be the number of the chosen one before any of them is made. Where it meets Open MPI's variable, the two must agree.
+
+    What it takes LOCAL_RANK for besides (`use_node_local_storage`, `pipeline_loading_checkpoint`) is not used here.
+    """
+    env["LOCAL_RANK"] = str(device.index)
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in env:
+        env["OMPI_COMM_WORLD_LOCAL_RANK"] = str(device.index)
 
 
 def forget_shared_buffer(rank: int) -> None:

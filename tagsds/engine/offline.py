@@ -81,14 +81,14 @@ class OfflineSource:
     def remine(self, bank: Bank, folder: Path) -> None:
         """Each rank finds its share of the rows; rank 0 writes them."""
         world = self.world
-        images = world.share(torch.arange(bank.num_images, device=bank.device))
-        captions = world.share(torch.arange(bank.num_captions, device=bank.device))
+        images, captions = (torch.arange(count, device=bank.device) for count in (bank.num_images, bank.num_captions))
         if isinstance(self.model, Matcher):
             average_buffers(self.model, world)
             widths = self.mined.captions_of_image.shape[1], self.mined.images_of_caption.shape[1]
-            rows = search_bank(self.model, bank, *widths, images, captions)
-        else:
-            rows = rescore(self.scorer, bank, self._loaded[1], self.config.pool, images, captions, progress=world.first)
+            rows = search_bank(self.model, bank, *widths, world.share(images), world.share(captions))
+        else:  # under ZeRO-3 each call of the scorer is a collective: ranks with equal shares make equally many
+            shares = world.even_share(images), world.even_share(captions)
+            rows = rescore(self.scorer, bank, self._loaded[1], self.config.pool, *shares, world.first)
         whole = [world.gather(part.to(bank.device), n) for part, n in zip(rows, (bank.num_images, bank.num_captions), strict=True)]
         if whole[0] is not None and whole[1] is not None:
             about = {"checkpoint": f"{folder.parent.parent} after {folder.name}", "checkpoint_sha256": ""}

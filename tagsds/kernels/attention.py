@@ -108,11 +108,18 @@ def padded_attention(
     return unpad(out.transpose(1, 2), q_sequences)
 
 
+FLASH_WIDTHS = range(8, 257, 8)  # of a head: what PyTorch's variable-length flash attention takes without padding the head
+
+
+def flash_takes(dtype: torch.dtype, width: int, capability: tuple[int, int]) -> bool:
+    """Whether PyTorch's variable-length flash attention runs: half precision, a head `width` that is a multiple of 8 and at most
+    256, and compute `capability` 8.0 (A100) or later."""
+    return dtype in (torch.float16, torch.bfloat16) and width in FLASH_WIDTHS and capability >= (8, 0)
+
+
 def flash_runs(query: Tensor) -> bool:
-    """PyTorch's variable-length flash attention needs half precision and compute capability 8.0 (A100) or later."""
-    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
-        return False
-    return torch.cuda.get_device_capability(query.device) >= (8, 0)
+    """Whether `query` [N, A, D] lies on a GPU whose flash kernel takes it."""
+    return query.is_cuda and flash_takes(query.dtype, query.shape[-1], torch.cuda.get_device_capability(query.device))
 
 
 def packed_attention(

@@ -21,8 +21,8 @@ def rescore(
     """New rows int32 [n, Kc] of `images` (int64 [n]) and [m, Ki] of `captions` (int64 [m]), on the CPU.
 
     The first `pool` candidates of each row are put in the order of the encoder's score, hardest first, equal ones as they were;
-    the ranks behind stay. So each rank orders its share of the images and captions; under ZeRO-3, where all ranks must call the
-    scorer equally often, the shares must be equally long.
+    the ranks behind stay. So each process orders its share of the images and captions. Under ZeRO-3, where all processes must call
+    the scorer equally often, the shares must be equally long (`World.even_share`).
     """
     check_whole(candidates, bank)
     of_images = candidates.captions_of_image[images.cpu()]
