@@ -17,14 +17,15 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from preprocess.pieces import piece_spans
-from preprocess.records import Caption, ImageRecord, PackOptions, Source
+from preprocess.records import CAPTION_LIMITS, Caption, ImageRecord, PackOptions, Source
 from preprocess.resume import JOURNAL, finished, identify, prepare_folder
 from preprocess.shards import ShardEntry, ShardWriter, check_record, clip_pieces, clip_spans
 from preprocess.spans import SpanFinder, resolve
 from preprocess.tokenizer import get_tokenizer
-from tagsds.errors import UserError
+from tagsds.errors import UserError, nearest
 from tagsds.files import atomic, sha256_of, write_json
 
+SPLIT_TOTALS = ("images", "captions", "regions", "max_caption_pieces")
 VERSION = "0.1.0"
 
 
@@ -54,7 +55,7 @@ class Packer:
             for key in keys:
                 record = self.source.record(job.split, key)
                 check_record(record, self.source.feature_dim, self.source.num_classes)
-                finished_captions = (self.finish(caption, record, entry) for caption in record.captions)
+                finished_captions = (self.finish(caption, record, entry, job.split) for caption in record.captions)
                 record.captions = [caption for caption in finished_captions if caption is not None]
                 if record.captions:  # otherwise all of them were too long, and dropping was asked for
                     writer.write(record)
@@ -67,8 +68,9 @@ class Packer:
         write_json(self.out / JOURNAL / f"{job.file}.json", asdict(entry))
         return entry
 
-    def finish(self, caption: Caption, record: ImageRecord, entry: ShardEntry) -> Caption | None:
-        """Clean the white space, find the spans, hold the limit of word pieces; None where the caption is dropped."""
+    def finish(self, caption: Caption, record: ImageRecord, entry: ShardEntry, split: str) -> Caption | None:
+        """Clean the white space, find the spans, hold the split's limit of word pieces if it has one; None where the caption is
+        dropped."""
         where = f"{record.captions_origin or record.origin}: caption {caption.id} of image {record.key}"
         words = None if caption.ids is None else [str(self.tokenizer.convert_ids_to_tokens(i)) for i in caption.ids]
         if words is not None and caption.spans is None:
@@ -78,14 +80,14 @@ class Packer:
             if not text:
                 raise UserError(f"{where} is empty; remove it from the captions file.")
             caption = Caption(caption.id, text, self.spans(text))
-        limit = self.options.max_caption_pieces
         encoded = self.tokenizer(caption.text, return_offsets_mapping=True) if words is None else {}
         pieces = len(encoded["input_ids"]) if words is None else len(words) + 2
-        if pieces > limit:
+        limit = self.options.max_caption_pieces.get(split)
+        if limit is not None and pieces > limit:
             if self.options.long_captions == "error":
                 raise UserError(
-                    f"{where} has {pieces} word pieces, the limit is {limit}; "
-                    "use --long-captions truncate or drop, or raise --max-caption-pieces."
+                    f"{where} has {pieces} word pieces, the limit of split '{split}' is {limit}; "
+                    f"use --long-captions truncate or drop, or --max-caption-pieces {split}={pieces}."
                 )
             if self.options.long_captions == "drop":
                 entry.dropped += 1
@@ -126,10 +128,12 @@ def pack_corpus(source: Source, options: PackOptions, out: Path) -> bool:
     """Write the whole corpus, or what is missing of it. False if it was complete already."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes are the parallelism here
     options = replace(options, spans=resolve(options.spans))
+    splits = source.splits()
+    for split in options.max_caption_pieces.keys() - splits.keys() - CAPTION_LIMITS.keys():
+        raise UserError(f"--max-caption-pieces names split '{split}', the corpus has no such split; {nearest(split, splits)}")
     identity = identify(source, options)
     if not prepare_folder(out, identity, options.overwrite):
         return False
-    splits = source.splits()
     jobs = make_jobs(splits, options.shard_size)
     if not jobs:
         raise UserError("the split holds no images; check --split and the captions file.")
@@ -211,10 +215,11 @@ def manifest(
     splits: dict[str, dict] = {}
     for job in jobs:
         entry = done[job.file]
-        split = splits.setdefault(job.split, {"images": 0, "captions": 0, "regions": 0, "shards": []})
+        split = splits.setdefault(job.split, {**dict.fromkeys(SPLIT_TOTALS, 0), "shards": []})
         split["images"] += entry.samples
         split["captions"] += entry.captions
         split["regions"] += entry.regions
+        split["max_caption_pieces"] = max(split["max_caption_pieces"], entry.max_pieces)
         split["shards"].append(entry.line())
     entries = list(done.values())
     return {
@@ -223,6 +228,7 @@ def manifest(
         "feature_dim": source.feature_dim,
         "num_classes": source.num_classes,
         "class_names": source.class_names,
+        "background_class": source.background_class,
         "boxes": source.has_boxes,
         "imported_ids": source.imported_ids,
         "max_regions": max(entry.max_regions for entry in entries),

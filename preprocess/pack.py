@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from preprocess.build import pack_corpus
 from preprocess.records import PackOptions, Source
@@ -18,6 +19,7 @@ OPTION_FIELDS = (
 )  # fmt: skip
 PATH_FIELDS = {"captions", "boxes", "class_names", "split", "tsv", "img", "folder"}  # the files' checksums stand for them
 SPLIT_FIELDS = {"txt", "ims", "caps"}  # SPLIT=PATH; the order of the splits shapes the bytes
+SHORTEST = 3  # word pieces: [CLS], one of the caption, [SEP]
 NOT_IDENTITY = {"source", "out", *PATH_FIELDS, *SPLIT_FIELDS, *OPTION_FIELDS}
 
 
@@ -50,11 +52,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     butd.add_argument("--captions", type=Path, nargs="+", help="captions JSON; not needed with a Karpathy split")
     butd.add_argument("--select", choices=("confidence", "fixed36"), default="confidence",
                       help="above 0.2, 10 to 100 of them; or the 36 best (default confidence)")  # fmt: skip
-    butd.add_argument("--soft-classes", type=int, default=0, metavar="N",
-                      help="write soft labels of N classes (default 0: none)")  # fmt: skip
+    butd.add_argument("--soft-classes", type=whole_number, default=0, metavar="N",
+                      help="write soft labels of N columns: background, then the classes; 1601 for Visual Genome "
+                      "(default 0: none)")  # fmt: skip
     butd.add_argument("--empty-images", choices=("error", "skip"), default="error", help="(default error)")
 
-    butd.add_argument("--class-names", type=Path, help="a class a line, synonyms after commas; for people")
+    butd.add_argument("--class-names", type=Path, help="a class a line without the background, synonyms after commas; for people")
 
     uniter = kinds.add_parser(
         "uniter-lmdb", help="UNITER's released LMDB: tokenised captions (with trees or without) and region features",
@@ -108,10 +111,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
                         help="most pieces of a trained vocabulary (default %(default)s)")  # fmt: skip
     parser.add_argument("--spans", choices=("rules", "spacy", "auto"), default=defaults.spans,
                         help="who finds spans (default auto: spaCy if installed)")  # fmt: skip
-    parser.add_argument("--max-caption-pieces", type=positive_number, default=defaults.max_caption_pieces,
-                        help="limit of a caption with [CLS] and [SEP] (default %(default)s)")  # fmt: skip
+    parser.add_argument("--max-caption-pieces", type=split_limit, nargs="+", action=Limits, default=defaults.max_caption_pieces,
+                        metavar="[SPLIT=]N", help="limit of a caption with [CLS] and [SEP], in the splits named; N alone is "
+                        "train=N. Captions of other splits stay whole (default train=60)")  # fmt: skip
     parser.add_argument("--long-captions", choices=("error", "truncate", "drop"), default=defaults.long_captions,
-                        help="(default %(default)s)")  # fmt: skip
+                        help="what to do with captions over that limit (default %(default)s)")  # fmt: skip
     parser.add_argument(
         "--shard-size", type=positive_number, default=defaults.shard_size, help="images (default %(default)s)"
     )
@@ -124,6 +128,26 @@ def split_path(text: str) -> tuple[str, Path]:
     if not separator or not path or not re.fullmatch(r"[A-Za-z0-9_]+", split):
         raise argparse.ArgumentTypeError(f"'{text}' is not SPLIT=PATH, such as train={text or 'DIR'}")
     return split, Path(path)
+
+
+def split_limit(text: str) -> tuple[str, int]:
+    """N or SPLIT=N."""
+    split, number = (text.partition("=")[::2]) if "=" in text else ("train", text)
+    if not re.fullmatch(r"[A-Za-z0-9_]+", split) or not number.isascii() or not number.isdigit() or int(number) < SHORTEST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not N or SPLIT=N, such as 60 or train=60, with N at least {SHORTEST}")
+    return split, int(number)
+
+
+class Limits(argparse.Action):
+    """Limits by split; train keeps the default where it is not named."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Values are pairs of `split_limit`."""
+        if len(dict(values)) != len(values):
+            parser.error(f"{option} names a split twice: {', '.join(split for split, _ in values)}")
+        setattr(namespace, self.dest, getattr(namespace, self.dest) | dict(values))
 
 
 def whole_number(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+CAPTION_LIMITS = {"train": 60}  # word pieces with [CLS] and [SEP]; evaluation keeps every caption whole (UNITER, TAGS)
 SPAN_KINDS = ("object", "attribute", "relation")
 
 
@@ -70,7 +71,8 @@ class Source(Protocol):
     name: str
     feature_dim: int
     class_names: list[str]
-    num_classes: int
+    num_classes: int  # columns of the soft labels
+    background_class: bool  # column 0 of the soft labels is the background
     files: list[Path]  # inputs; their checksums are part of the corpus's identity
     has_boxes: bool
     imported_ids: bool  # captions come as word-piece ids
@@ -113,7 +115,7 @@ class PackOptions:
     """What holds for every source. The first group shapes the bytes; the second does not."""
 
     shard_size: int = 500  # images
-    max_caption_pieces: int = 60  # word pieces, with [CLS] and [SEP]
+    max_caption_pieces: dict[str, int] = field(default_factory=lambda: dict(CAPTION_LIMITS))  # of the splits it names
     long_captions: str = "error"  # error, truncate or drop
     tokenizer: str | None = None  # name, folder or vocab.txt; None trains one
     vocab_size: int = 6000  # pieces of a trained vocabulary

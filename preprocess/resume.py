@@ -41,6 +41,7 @@ def identify(source: Source, options: PackOptions) -> dict:
         tokenizer = fingerprint(Path(options.tokenizer))
     return {
         **options.arguments,
+        "background_class": source.background_class,
         "shard_size": options.shard_size,
         "max_caption_pieces": options.max_caption_pieces,
         "long_captions": options.long_captions,

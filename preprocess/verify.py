@@ -32,6 +32,7 @@ def verify_corpus(out: Path) -> str:
     most_regions = most_pieces = 0
     totals = []
     for split, part in manifest["splits"].items():
+        pieces_of_split = 0
         sums = dict.fromkeys(COUNTS, 0)
         for shard in tqdm(part["shards"], desc=f"verify {split}", unit="shard"):
             _check_file(out / shard["file"], shard)
@@ -45,16 +46,24 @@ def verify_corpus(out: Path) -> str:
                 lengths = [len(c["ids"]) + 2 for c in captions if "ids" in c]  # without [CLS] and [SEP]
                 if not lengths:
                     lengths = [len(ids) for ids in tokenizer([c["text"] for c in captions])["input_ids"]]
-                most_pieces, most_regions = max(most_pieces, *lengths), max(most_regions, regions)
+                pieces_of_split, most_regions = max(pieces_of_split, *lengths), max(most_regions, regions)
                 for name, value in zip(COUNTS, (1, len(captions), regions)):
                     counts[name] += value
             _compare(out / shard["file"], counts, shard)
             sums = {name: sums[name] + counts[name] for name in COUNTS}
         _compare(f"{out}: split {split}", sums, {**part, "samples": part["images"]})
+        said = part.get("max_caption_pieces", pieces_of_split)  # older manifests give it for the whole corpus alone
+        if said != pieces_of_split:
+            raise UserError(
+                f"{out / 'manifest.json'} says max_caption_pieces {said} of split {split}, "
+                f"the shards hold {pieces_of_split}; {AGAIN}."
+            )
+        most_pieces = max(most_pieces, pieces_of_split)
         totals.append(f"{split} {sums['samples']} images, {sums['captions']} captions, {sums['regions']} regions")
     for name, value in (("max_regions", most_regions), ("max_caption_pieces", most_pieces)):
         if manifest[name] != value:
             raise UserError(f"{out / 'manifest.json'} says {name} {manifest[name]}, the shards hold {value}; {AGAIN}.")
+    _check_classes(out, manifest)
     _check_edits(out, manifest)
     return f"{out} is sound: {'; '.join(totals)}."
 
@@ -189,6 +198,15 @@ def _compare(where: Path | str, found: dict, said: dict) -> None:
     for name in COUNTS:
         if found[name] != said[name]:
             raise UserError(f"{where} holds {found[name]} {name}, the manifest says {said[name]}; {AGAIN}.")
+
+
+def _check_classes(out: Path, manifest: dict) -> None:
+    """Names and background against the number of columns."""
+    names, width = manifest["class_names"], manifest["num_classes"]
+    if names and len(names) != width:
+        raise UserError(f"{out / 'manifest.json'} names {len(names)} classes and says num_classes {width}; {AGAIN}.")
+    if manifest.get("background_class") and not width:
+        raise UserError(f"{out / 'manifest.json'} has a background_class and no classes; {AGAIN}.")
 
 
 def _check_edits(out: Path, manifest: dict) -> None:

@@ -10,76 +10,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tagsds.config_offline import OfflineConfig, QuintupletConfig, check_offline
+from tagsds.data.source import DataConfig
 from tagsds.errors import UserError, nearest
+from tagsds.losses.quintuplet import KINDS, QuintupletConfig
+from tagsds.models.matchers.settings import MatcherSettings
+from tagsds.models.uniter.settings import BASE_SIZES, ModelConfig
+from tagsds.negatives.offline import OfflineConfig, needs_candidates
+from tagsds.negatives.random import NegativesConfig
+from tagsds.negatives.writer import SyntheticConfig
+from tagsds.objectives.pretrain import PretrainConfig
+from tagsds.objectives.retrieval.settings import LossConfig
 
-BASE_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 RECIPES = Path(__file__).parent / "recipes"
-
-
-@dataclass
-class ModelConfig:
-    """Sizes left out are the checkpoint's where `init` names one, and BERT base's from scratch; a size that contradicts the
-    checkpoint is an error."""
-
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    intermediate_size: int | None = None
-    dropout: float = 0.1
-    """of hidden states"""
-    attention_dropout: float = 0.1
-    """of attention weights; 0 lets a CPU use the fused attention in training"""
-    initializer_range: float = 0.02
-    """standard deviation of fresh weights: BERT's 0.02 suits 768; a narrow model wants about 1 / sqrt(hidden_size)"""
-
-
-@dataclass
-class MatcherSettings:
-    """The matcher of objective `matching`; a size or temperature left out is its paper's. With `init`, the checkpoint's count."""
-
-    kind: str = "vsrn"
-    """vsrn, scan or bfan"""
-    word_size: int = 300
-    embed_size: int | None = None
-    graph_layers: int = 4
-    """VSRN: region-graph convolutions"""
-    image_norm: bool = False
-    """VSRN: BatchNorm behind the GRU over regions (published for Flickr30K)"""
-    column_norm: bool = False
-    """VSRN: normalise each feature over the regions, as the released code does, in place of each region, as the paper says"""
-    input_norm: bool = True
-    """VSRN: with column_norm, also before the graph (published for COCO, not for Flickr30K)"""
-    caption_hidden: int = 512
-    """VSRN: width of the captioner"""
-    caption_weight: float = 1.0
-    """VSRN: of the captioning loss; 0 builds no captioner"""
-    caption_dropout: float = 0.2
-    """VSRN: of what enters the captioner's GRUs; with `init` also the recipe's"""
-    caption_pieces: int = 60
-    """VSRN: a longer caption is cut to so many word pieces for the captioner; with `init` also the recipe's"""
-    direction: str = "t2i"
-    """SCAN: t2i (words attend to regions) or i2t"""
-    pooling: str = "lse"
-    """SCAN: lse or avg"""
-    focal: str = "equal"
-    """BFAN: equal or prob"""
-    lambda_softmax: float | None = None
-    """SCAN, BFAN: inverse temperature of the attention"""
-    lambda_lse: float | None = None
-    """SCAN: sharpness of LogSumExp; for i2t it must be given, since the published one depends on the corpus"""
-
-
-@dataclass
-class DataConfig:
-    split: str = "train"
-    max_gib: float = 64.0
-    """memory (of the GPU, where there is one) that a rank may fill with the corpus; a larger corpus is walked through in windows
-    of shards"""
-    window_steps: int = 500
-    """steps drawn from one window before the next is loaded"""
-    checksum: bool = True
-    """hold each shard against the manifest's sha256 while loading"""
 
 
 @dataclass
@@ -110,53 +52,6 @@ class OptimiserConfig:
     """linear warm-up, then linear decay to zero at `steps`"""
     decay_at: list[int] = field(default_factory=list)
     """if given: the rate stays constant instead, and is divided by ten at each of these steps"""
-
-
-@dataclass
-class PretrainConfig:
-    mix: dict[str, int] = field(default_factory=lambda: {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 1, "mrc": 0})
-    """one task per optimiser step, drawn with these odds"""
-    mask_probability: float = 0.15
-    wra_weight: float = 0.1
-    kl_reduction: str = "mean"
-    """of MRC-KL over the classes: mean (the released code, 1 / number of classes of the sum) or sum (the paper's text)"""
-
-
-@dataclass
-class NegativesConfig:
-    count: int = 399
-    """random images of each caption, and random captions of each image, that are scored"""
-    keep: int = 31
-    """K: the hardest of them that enter the loss, and the hardest written sentences likewise"""
-    shared: bool = False
-    """take the other pairs of the micro-batch instead of `count` random ones: one score serves both directions"""
-    dtype: str = "model"
-    """model or bf16: precision of scores that only choose negatives"""
-
-
-@dataclass
-class SyntheticConfig:
-    maskings: int = 20
-    refills: int = 20
-    tau: float = 1.5
-    """temperature of the refilling softmax"""
-    mask_probability: float = 0.15
-
-
-@dataclass
-class LossConfig:
-    margin: float = 0.2
-    t2i: float = 1.0
-    i2t: float = 1.0
-    syn: float = 0.0
-    """lambda_syn; with mlm, disc and corr all zero no sentence is written"""
-    mlm: float = 0.0
-    disc: float = 0.0
-    corr: float = 0.0
-    weight_replaced: float = 1.0
-    """disc: of the cross entropy of a replaced token"""
-    weight_kept: float = 0.11
-    """disc: of an original token, [CLS] and [SEP] among them"""
 
 
 @dataclass
@@ -331,6 +226,28 @@ def check(config: RunConfig) -> None:
     if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
         raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
     check_offline(config.quintuplet, config.offline, config.negatives.shared, config.objective)
+
+
+def check_offline(quintuplet: QuintupletConfig, offline: OfflineConfig, shared: bool, objective: str) -> None:
+    """What contradicts itself, or lacks its folder. `shared` is negatives.shared."""
+    if quintuplet.kind not in ("", *KINDS):
+        raise UserError(f"quintuplet.kind '{quintuplet.kind}': {nearest(quintuplet.kind, KINDS)}")
+    if not quintuplet.online and quintuplet.kind in ("online", "adaptive"):
+        raise UserError(f"quintuplet.online=false does not go with quintuplet.kind={quintuplet.kind}; use offline or quintuplet.")
+    if offline.last < offline.first:
+        raise UserError(f"offline.last={offline.last} is below offline.first={offline.first}; ranks are drawn from first to last.")
+    if offline.replace_random and shared:
+        raise UserError("offline.replace_random and negatives.shared exclude each other; set one of them to false.")
+    reasons = {
+        f"quintuplet.kind={quintuplet.kind}": quintuplet.kind not in ("", "online"),
+        "offline.replace_random=true": offline.replace_random,
+        f"offline.remine_every={offline.remine_every}": offline.remine_every > 0,
+    }
+    for setting in (setting for setting, needed in reasons.items() if needed):
+        if objective == "pretrain":
+            raise UserError(f"{setting} has no meaning in pre-training; remove it or set objective=retrieval.")
+    if offline.remine_every and not needs_candidates(quintuplet, offline):
+        raise UserError(f"offline.remine_every={offline.remine_every} orders candidates that no loss draws; set it to 0.")
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

@@ -24,17 +24,19 @@ import torch
 from tagsds.data.shards import Manifest, load_bank, read_manifest
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
+from tagsds.evaluators.edits import score_edits
+from tagsds.evaluators.ensemble import member_names
+from tagsds.evaluators.evaluation import evaluate, first_captions, retrieval_results, shared_captions
+from tagsds.evaluators.pairs_file import read_pairs
+from tagsds.files import sha256_of
+from tagsds.formats.results import write_results
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.card import record_recalls
 from tagsds.models.load import check_data, ensure_rank_head, find_checkpoint, load_model, read_config
+from tagsds.provenance import provenance
 from tagsds.ranks import World, run_command
-from tagsds.reporting.results import provenance, sha256_of, write_results
-from tagsds.retrieval.edits import score_edits
-from tagsds.retrieval.ensemble import member_names
-from tagsds.retrieval.evaluation import evaluate, first_captions, retrieval_results, shared_captions
-from tagsds.retrieval.pairs_file import read_pairs
-from tagsds.retrieval.scorer import Scorer
-from tagsds.retrieval.table import results_table
+from tagsds.reporting.table import results_table
+from tagsds.scoring.scorer import Scorer
 
 __all__ = [
     "Scorer", "evaluate", "first_captions", "main", "read_pairs", "retrieval_results", "score_edits", "shared_captions",

@@ -27,7 +27,7 @@ import torch
 from tagsds.config import load_config
 from tagsds.errors import UserError, command
 from tagsds.prepare import different_settings
-from tagsds.retrieval.table import comparison_table
+from tagsds.reporting.table import comparison_table
 
 ROOT = Path(__file__).resolve().parent.parent
 MATCHER_KINDS = ("vsrn", "scan", "bfan")

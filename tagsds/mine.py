@@ -29,54 +29,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest, load_bank, load_shards, read_manifest
 from tagsds.errors import UserError
 from tagsds.files import sha256_of, write_json, write_npy
+from tagsds.formats.candidates import TABLES, join_tables, write_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import VSRN, Matcher, MatcherConfig
 from tagsds.ranks import World, run_command
-from tagsds.retrieval.candidates import TABLES, join_tables, write_manifest
-from tagsds.retrieval.scorer import without_dropout
-from tagsds.retrieval.search import Live, Store, Stored, choose_backend, search
-
-QUERIES, KEYS = 1024, 16384  # of a block
-
-
-def mine_bank(
-    model: Matcher, bank: Bank, captions_per_image: int, images_per_caption: int, images: Tensor, captions: Tensor,
-    block: tuple[int, int] = (QUERIES, KEYS),
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The rows of `images` (int64 [n], ascending) and of `captions` (int64 [m], ascending) with the matcher as it now is: int32
-    [n, Kc] and [m, Ki] on the CPU. What re-mining in training calls; each rank gives its share of the rows."""
-    with torch.no_grad(), without_dropout(model):
-        stores = Live(model, bank, True), Live(model, bank, False)
-        out = []
-        for of_images, rows, k in ((True, images, captions_per_image), (False, captions, images_per_caption)):
-            keys = stores[1] if of_images else stores[0]
-            found = [_rows_of(model, bank, of_images, part, keys, k, block[1]) for part in rows.split(block[0])]
-            out.append(torch.cat(found) if found else torch.empty(0, k, dtype=torch.int32))
-    return out[0], out[1]
-
-
-def _rows_of(model: Matcher, bank: Bank, of_images: bool, rows: Tensor, keys: Store, k: int, block_keys: int) -> Tensor:
-    """Search for queries that are not neighbours: a share of the rows."""
-
-    class Queries:
-        owners = rows if of_images else bank.image_of_caption[rows]
-
-        def block(self, start: int, stop: int):
-            if of_images:
-                return model.encode_images(bank.image_table(rows[start:stop]))
-            return model.encode_captions(bank.text_table(rows[start:stop]))
-
-    return torch.from_numpy(search(_compare(model, of_images), Queries(), keys, 0, len(rows), k, block_keys))
-
-
-def _compare(model: Matcher, queries_are_images: bool):
-    if queries_are_images:
-        return model.compare
-    return lambda captions, images: model.compare(images, captions).T
+from tagsds.scoring.mining import KEYS, QUERIES, comparison
+from tagsds.scoring.search import Live, Store, Stored, choose_backend, search
 
 
 class Mining:
@@ -215,14 +176,14 @@ class Mining:
         sizes = self.options.block_queries, self.options.block_keys
         backend = "torch"
         if stored:
-            backend, why = choose_backend(self.options.backend, _compare(model, True), *stores, self.widths[0], sizes)
+            backend, why = choose_backend(self.options.backend, comparison(model, True), *stores, self.widths[0], sizes)
             self.say(f"searching with {backend} ({why})")
         for of_images, name, width in zip((True, False), TABLES, self.widths, strict=True):
             queries, keys = stores if of_images else stores[::-1]
             todo = self.world.share(torch.tensor(self.blocks(len(queries.owners)))).tolist()
             for start, stop in tqdm(todo, desc=name, unit="block", disable=not self.world.first):
                 if not self.part(name, start).is_file():
-                    found = search(_compare(model, of_images), queries, keys, start, stop, width, sizes[1], backend)
+                    found = search(comparison(model, of_images), queries, keys, start, stop, width, sizes[1], backend)
                     write_npy(self.part(name, start), found)
         self.world.wait()
         return backend

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from tagsds.config import BASE_SIZES, RunConfig, as_dict, save_config
+from tagsds.config import RunConfig, as_dict, save_config
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import Vocabulary
@@ -20,6 +20,7 @@ from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.card import Card
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
 from tagsds.models.matchers import MATCHERS, VSRN, Matcher
+from tagsds.models.uniter.settings import BASE_SIZES
 from tagsds.ranks import World
 
 
@@ -95,7 +96,7 @@ def build_encoder(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> U
                 f"{folder / 'config.json'} has num_region_classes {found.num_region_classes} and the shards in {manifest.folder} "
                 f"{manifest.num_classes} classes; set pretrain.mix.mrckl=0 and pretrain.mix.mrc=0, or take shards of its detector."
             )
-        check_positions(found.max_position_embeddings, manifest)
+        check_positions(found.max_position_embeddings, manifest, config.data.split)
         encoder = load_model(folder, (sizes.dropout, sizes.attention_dropout))
         assert isinstance(encoder, UniterModel)
         return encoder
@@ -114,15 +115,18 @@ def build_encoder(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> U
         num_region_classes=manifest.num_classes,
         **{name: getattr(sizes, name) for name in BASE_SIZES},
     )
-    check_positions(fresh.max_position_embeddings, manifest)
+    check_positions(fresh.max_position_embeddings, manifest, config.data.split)
     return UniterModel(fresh)
 
 
-def check_positions(positions: int, manifest: Manifest) -> None:
-    if manifest.max_caption_pieces > positions:
+def check_positions(positions: int, manifest: Manifest, split: str) -> None:
+    """UserError if a caption of the split to train on has more word pieces than the model has positions. Captions of other splits
+    are compared where they are read (`models.load.check_captions`)."""
+    longest = manifest.caption_pieces(split)
+    if longest > positions:
         raise UserError(
-            f"{manifest.folder / 'manifest.json'}: a caption has {manifest.max_caption_pieces} word pieces and the model "
-            f"{positions} positions; pack the corpus again with --max-caption-pieces {positions} --long-captions truncate."
+            f"{manifest.folder / 'manifest.json'}: a caption of split '{split}' has {longest} word pieces and the model "
+            f"{positions} positions; pack the corpus again with --max-caption-pieces {split}={positions} --long-captions truncate."
         )
 
 

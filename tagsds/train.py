@@ -38,12 +38,12 @@ from tagsds.engine.offline import OfflineSource, uses_candidates
 from tagsds.errors import command
 from tagsds.files import write_json
 from tagsds.models import UniterModel
-from tagsds.models.heads import HEADS, initialise_heads
+from tagsds.models.uniter.initialise import HEADS, initialise_heads
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.examples import as_markdown, written_examples
 from tagsds.prepare import batch_size, build_model, card_of, prepare_output, random_negatives
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -90,7 +90,7 @@ def train(args: argparse.Namespace) -> None:
     offline = None
     if uses_candidates(config):
         offline = OfflineSource(config, manifest, source, model, scorer, args.output, world, stage)
-    objective = make(model, config, vocab, scorer, **({"candidates": offline.mined} if offline else {}))
+    objective = make(model, config, vocab, scorer)
     engine = build_engine(objective, build_optimiser(model, config.optimiser, ds), ds)
 
     # slots of one optimiser step: all micro-batches of all ranks
@@ -119,8 +119,7 @@ def train(args: argparse.Namespace) -> None:
         if window != checked:
             checked = window
             check_size(bank, drawn, args.data)
-        if offline is not None:
-            objective.candidates = offline.at(step, bank)
+        candidates = offline.at(step, bank) if offline is not None else None
         lr = learning_rate(step, config.optimiser)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
@@ -128,11 +127,11 @@ def train(args: argparse.Namespace) -> None:
             draw = Draw(config.seed, step, world.rank * per_rank + micro)
             captions = source.positives(draw, config.batch.pairs, slots)
             torch.manual_seed(seed_of(config.seed, step, draw.slot, "dropout"))
-            report = engine(bank, captions, draw)
-            engine.backward(report.total)
+            output = engine(bank, captions, draw, candidates)
+            engine.backward(output.total)
             norm.before_step()
             engine.step()
-            monitor.add(report, len(captions))
+            monitor.add(output, len(captions))
         done = step + 1
         if done % log.every == 0 or done == steps:
             monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": done * true_pairs / all_captions})

@@ -10,7 +10,7 @@ import torch
 
 from tagsds.data.bank import Bank
 from tagsds.files import sha256_of
-from tagsds.negatives.offline import Candidates
+from tagsds.formats.candidates import Candidates
 
 
 def candidates_of(bank: Bank, per_image: int, per_caption: int, seed: int = 0) -> Candidates:

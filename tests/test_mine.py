@@ -14,8 +14,9 @@ import torch
 
 from tagsds import mine as program
 from tagsds.data.shards import load_bank, read_manifest
+from tagsds.formats.candidates import Candidates
 from tagsds.models.matchers import MATCHERS
-from tagsds.negatives.offline import Candidates
+from tagsds.scoring.mining import search_bank
 from tests.launch import ROOT, free_port
 
 SMALL = ["--captions", "30", "--images", "12", "--block-queries", "50", "--block-keys", "70"]
@@ -135,7 +136,7 @@ def test_rows_of_a_bank_in_memory(kind, world, scores):
     whole = whole.masked_fill(every[0][:, None] == bank.image_of_caption[None], -torch.inf)
     images, captions = every[0][1::2], every[1][::3]
     model.train()
-    rows = program.mine_bank(model, bank, 9, 7, images, captions, block=(11, 40))
+    rows = search_bank(model, bank, 9, 7, images, captions, block=(11, 40))
     assert model.training
     for found, matrix in ((rows[0], whole[images]), (rows[1], whole.T[captions])):
         assert found.dtype == torch.int32

@@ -15,7 +15,8 @@ from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.engine.build import describe_process
 from tagsds.errors import UserError
 from tagsds.models.matchers import VSRN
-from tagsds.prepare import build_model, different_settings
+from tagsds.prepare import build_model, different_settings, prepare_output
+from tagsds.ranks import World
 
 SIZES = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=64"]
 
@@ -64,8 +65,34 @@ def test_a_checkpoint_of_another_detector_s_classes(world: Path, checkpoint: Pat
 
 def test_captions_longer_than_the_model(world: Path) -> None:
     manifest, vocab = corpus_of(world)
+    settings = load_config("published-base", SIZES)
+
+    def with_longest(**pieces: int) -> Manifest:
+        splits = {name: {**part, "max_caption_pieces": pieces.get(name, 12)} for name, part in manifest.splits.items()}
+        return replace(manifest, splits=splits, max_caption_pieces=max(12, *pieces.values()))
+
+    with pytest.raises(UserError, match=r"of split 'train' has 600 word .* model 512 .* --max-caption-pieces train=512 --long"):
+        build_model(settings, with_longest(train=600), vocab)
+    build_model(settings, with_longest(test=600), vocab)  # training does not read the test captions
+
+
+def test_older_manifests_know_the_longest_caption_of_the_corpus_alone(world: Path) -> None:
+    manifest, vocab = corpus_of(world)
+    splits = {name: {k: v for k, v in part.items() if k != "max_caption_pieces"} for name, part in manifest.splits.items()}
+    older = replace(manifest, splits=splits, max_caption_pieces=600)
+    assert older.caption_pieces("train") == 600
     with pytest.raises(UserError, match="600 word pieces and the model 512"):
-        build_model(load_config("published-base", SIZES), replace(manifest, max_caption_pieces=600), vocab)
+        build_model(load_config("published-base", SIZES), older, vocab)
+
+
+def test_an_output_folder_with_a_run_in_it_is_never_deleted(tmp_path: Path) -> None:
+    config = load_config("tags-base-coco", ["seed=7"])
+    prepare_output(tmp_path / "run", config, resume=False, world=World())
+    (tmp_path / "run" / "log.jsonl").write_text("a row\n")
+    with pytest.raises(UserError, match="holds a run already; add --resume to go on with it, or name another --output"):
+        prepare_output(tmp_path / "run", config, resume=False, world=World())
+    prepare_output(tmp_path / "run", config, resume=True, world=World())
+    assert (tmp_path / "run" / "log.jsonl").read_text() == "a row\n"
 
 
 def test_only_settings_that_touch_numbers_count_on_resume(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ Two layouts are known by their number of columns. 10: img_id, img_h, img_w, obje
 attrs_id i64, attrs_conf f32, num_boxes, boxes f32 [n, 4] pixels, features f32 [n, D]. 6 (the first release):
 image_id, image_w, image_h, num_boxes, boxes, features; it has no confidences. The index holds where each line begins,
 never the features.
+
+`objects_id` counts the detector's classes without background. Soft labels have UNITER's columns (arXiv 1909.11740), whose
+first is the background: class k is column k + 1.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from tagsds.files import check_exist
 CONFIDENCE = 0.2  # regions above it are kept,
 FEWEST, MOST = 10, 100  # but at least and at most so many
 FIXED = 36
+BACKGROUND = "__background__"  # its name in the detector's own list; "background" is one of its objects as well
 SHOWN_BYTES = 1 << 30  # from this size on, reading a file through shows a bar
 COLUMNS = {
     10: (
@@ -62,27 +66,35 @@ class ButdTsvSource(IndexedSource):
     lines: dict[str, Line]
     files: list[Path]
     select: str
-    num_classes: int
-    class_names: list[str] = field(default_factory=list)
+    num_classes: int  # columns of the soft labels, the background first; 0: no soft labels
+    class_names: list[str] = field(default_factory=list)  # of the columns
     feature_dim: int = 0
     name: str = "butd-tsv"
+
+    def __post_init__(self) -> None:
+        self.background_class = self.num_classes > 0
 
     @classmethod
     def read(
         cls, tsv: list[Path], captions: list[Path], split: Path, class_names: Path | None,
         select: str, soft_classes: int, empty_images: str,
     ) -> ButdTsvSource:  # fmt: skip
-        """Read captions and split, and find the line of each image. `empty_images`: error or skip."""
+        """Read captions and split, and find the line of each image. `empty_images`: error or skip.
+
+        `class_names` holds a class a line, in the order of `objects_id`: one line fewer than there are columns.
+        """
         files = [*tsv, *captions, split, *([class_names] if class_names else [])]
         check_exist(files)
         index = read_index(captions, split)
         names: list[str] = []
         if class_names is not None and soft_classes:
             names = [line.split(",")[0].strip() for line in class_names.read_text(encoding="utf-8").splitlines()]
-            if len(names) != soft_classes:
+            if len(names) + 1 != soft_classes:
                 raise UserError(
-                    f"{class_names} names {len(names)} classes, --soft-classes says {soft_classes}; make them agree."
+                    f"{class_names} names {len(names)} classes, which with the background are {len(names) + 1} columns, and "
+                    f"--soft-classes says {soft_classes}; make them agree."
                 )
+            names = [BACKGROUND, *names]
         source = cls(index, {}, files, select, soft_classes, names)
         for path in tsv:
             source._scan(path, {_lookup(key) for keys in index.splits.values() for key in keys})
@@ -197,12 +209,22 @@ def choose(confidence: NDArray | None, num_boxes: int, how: str) -> NDArray[np.i
 
 
 def soft_labels(ids: NDArray, confidence: NDArray, width: int, where: str) -> NDArray[np.float32]:
-    """[n, width]: the confidence at the detected class, the rest spread evenly over the other classes."""
-    if ids.min() < 0 or ids.max() >= width:
-        raise UserError(f"{where}: class {int(ids.max())} is not below --soft-classes {width}; raise it.")
+    """Soft labels of n regions, float32 [n, width], rows sum to 1, column 0 = background, column k + 1 = class k.
+
+    ids [n] are classes without background, confidence [n] their probabilities. The detected class gets its confidence, each of
+    the other width - 1 columns, background among them, an equal share of the rest: the file holds no distribution.
+    UserError for a class without a column.
+    """
+    if ids.min() < 0:
+        raise UserError(f"{where}: class {int(ids.min())} is negative; extract the image again.")
+    if ids.max() + 1 >= width:
+        raise UserError(
+            f"{where}: class {int(ids.max())} is column {int(ids.max()) + 1} after the background, --soft-classes {width} has "
+            f"columns 0 to {width - 1}; raise it (1601 for Visual Genome's 1,600 classes)."
+        )
     confidence = confidence.clip(0.0, 1.0).astype(np.float64)
     labels = np.repeat(((1.0 - confidence) / max(width - 1, 1))[:, None], width, axis=1)
-    labels[np.arange(len(ids)), ids] = confidence
+    labels[np.arange(len(ids)), ids + 1] = confidence
     return labels.astype(np.float32)
 
 

@@ -131,6 +131,7 @@ class IndexedSource:
     """A source whose splits and captions come from an index, without edited captions of its own."""
 
     index: CaptionIndex
+    background_class: bool = False
     has_boxes: bool = True
     imported_ids: bool = False
 

@@ -42,6 +42,7 @@ class ScanNpySource:
     feature_dim: int
     facts: dict = field(default_factory=dict)
     num_classes: int = 0
+    background_class: bool = False
     class_names: list[str] = field(default_factory=list)
     name: str = "scan-npy"
     has_boxes: bool = False

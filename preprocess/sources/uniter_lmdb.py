@@ -2,8 +2,8 @@
 
 A txt_db is an LMDB with meta.json (CLS, SEP, MASK, v_range) and img2txts.json or txt2img.json beside it; a value holds
 `input_ids` without [CLS] and [SEP], and in TAGS' copy `tree` = {relation, attribute, node: [{ids: positions in input_ids}]}.
-An img_db holds `features`, `norm_bb` (x1, y1, x2, y2, w, h as fractions), `conf` and `soft_labels`, in one of the variants
-feat_th0.2_max100_min10, feat_numbb36 and all, each also `_compressed`.
+An img_db holds `features`, `norm_bb` (x1, y1, x2, y2, w, h as fractions), `conf` and `soft_labels` (column 0 = background), in
+one of the variants feat_th0.2_max100_min10, feat_numbb36 and all, each also `_compressed`.
 
 The ids are kept as they are; captions are read image by image, nothing but the two indices is held in memory.
 """
@@ -54,6 +54,7 @@ class UniterLmdbSource:
     facts: dict = field(default_factory=dict)
     feature_dim: int = 0
     num_classes: int = 0
+    background_class: bool = False
     class_names: list[str] = field(default_factory=list)
     name: str = "uniter-lmdb"
     has_boxes: bool = True
@@ -107,6 +108,7 @@ class UniterLmdbSource:
         arrays = read_image(self.img[entry.img], entry.name, self.soft_labels)
         self.feature_dim = arrays["features"].shape[1]
         self.num_classes = arrays["soft_labels"].shape[1] if "soft_labels" in arrays else 0
+        self.background_class = self.num_classes > 0
         first_of = {e.txt: e for part in reversed(self.index.values()) for e in reversed(part.values())}
         for number, entry in sorted(first_of.items()):
             if "tree" not in self._value(entry, entry.captions[0]):
@@ -226,11 +228,14 @@ def check_meta(folder: Path, name: str, tokenizer: Any) -> str:
 
 
 def tree_spans(tree: Any, count: int, where: str) -> tuple[Span, ...]:
-    """Spans of a parse tree, by their first piece. They may overlap: a node can hold its attribute."""
+    """Spans of a parse tree, by their first piece; a node without `ids` gives none. They may overlap: a node can hold its
+    attribute."""
     spans: list[Span] = []
     try:
         for name, kind in KIND_OF_TREE.items():
             for entry in tree.get(name, []):
+                if entry.get("ids") is None:  # a node that no word piece stands for
+                    continue
                 ids = tuple(sorted(set(entry["ids"])))
                 if ids and not (type(ids[0]) is int and ids[0] >= 0 and ids[-1] < count):
                     raise UserError(

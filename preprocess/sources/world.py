@@ -24,6 +24,7 @@ class WorldSource:
     feature_dim: int = world.FEATURE_DIM
     class_names: list[str] = field(default_factory=lambda: list(world.CLASS_NAMES))
     num_classes: int = len(world.CLASS_NAMES)
+    background_class: bool = False
     files: list[Path] = field(default_factory=list)
     has_boxes: bool = True
     imported_ids: bool = False

@@ -20,6 +20,8 @@ from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError, nearest
 from tagsds.files import sha256_of
 
+UNITER_CLASSES = 1601  # Visual Genome's 1,600 objects after the background
+
 
 @dataclass
 class Manifest:
@@ -34,6 +36,7 @@ class Manifest:
     max_caption_pieces: int
     splits: dict[str, Any]
     boxes: bool = True  # False: no sample has boxes.npy
+    background_class: bool = False  # True: column 0 of the soft labels is the background
     made_by: dict[str, Any] = field(default_factory=dict)  # source, arguments, version of the packer
 
     def shards(self, split: str) -> list[dict[str, Any]]:
@@ -41,6 +44,10 @@ class Manifest:
         if split not in self.splits:
             raise UserError(f"{self.folder / 'manifest.json'} has no split '{split}': {nearest(split, self.splits)}")
         return self.splits[split]["shards"]
+
+    def caption_pieces(self, split: str) -> int:
+        """Most word pieces of a caption of the split, with [CLS] and [SEP]; of the corpus where an older manifest says no more."""
+        return self.splits.get(split, {}).get("max_caption_pieces", self.max_caption_pieces)
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -51,7 +58,10 @@ def read_manifest(folder: Path | str) -> Manifest:
         raw = json.loads(path.read_text())
         fields = {name: f for name, f in Manifest.__dataclass_fields__.items() if name != "folder"}
         needed = [name for name, f in fields.items() if f.default is MISSING and f.default_factory is MISSING]
-        return Manifest(Path(folder), **{name: raw[name] for name in fields if name in needed or name in raw})
+        manifest = Manifest(Path(folder), **{name: raw[name] for name in fields if name in needed or name in raw})
+        if "background_class" not in raw:  # packed before manifests said it
+            manifest.background_class = manifest.num_classes == UNITER_CLASSES
+        return manifest
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of tagsds-pack ({error}); pack the corpus again.") from error
 
@@ -167,7 +177,7 @@ def load_shards(
         classes=labels.rows() if labels.width else None,
         texts=texts,
         keys=keys,
-        background_class=getattr(manifest, "background_class", manifest.num_classes == 1601),
+        background_class=manifest.background_class,
     )
 
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from tagsds.config import DataConfig
 from tagsds.data.bank import Bank
 from tagsds.data.sampler import PositiveSampler
 from tagsds.data.shards import load_shards, read_manifest
 from tagsds.draw import Draw, generator, seed_of
 from tagsds.errors import UserError
+
+
+@dataclass
+class DataConfig:
+    """What is read of the corpus: group `data` of a recipe."""
+
+    split: str = "train"
+    max_gib: float = 64.0
+    """memory (of the GPU, where there is one) that a rank may fill with the corpus; a larger corpus is walked through in windows
+    of shards"""
+    window_steps: int = 500
+    """steps drawn from one window before the next is loaded"""
+    checksum: bool = True
+    """hold each shard against the manifest's sha256 while loading"""
 
 
 class BankSource:

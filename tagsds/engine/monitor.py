@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from tagsds.objectives.report import Report
+from tagsds.objectives.output import StepOutput
 from tagsds.ranks import World
 
 SCORES_KEPT = 2000  # of each kind, for the report's distributions
@@ -42,7 +42,7 @@ class Monitor:
         self.scores: dict[str, list[Tensor]] = {}
         self.pairs = self.forwards = 0
 
-    def add(self, report: Report, pairs: int) -> None:
+    def add(self, report: StepOutput, pairs: int) -> None:
         """One micro-batch, `pairs` true pairs. Nothing is copied from the device here."""
         one = torch.ones((), device=report.total.device)
         rows = {f"loss/{name}": (term.detach().float(), one) for name, term in report.terms.items()}

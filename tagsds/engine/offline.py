@@ -8,19 +8,20 @@ from pathlib import Path
 import torch
 
 from tagsds.config import RunConfig
-from tagsds.config_offline import needs_candidates
 from tagsds.data.bank import Bank
 from tagsds.data.shards import Manifest
 from tagsds.data.source import BankSource
 from tagsds.engine.build import average_buffers
 from tagsds.engine.checkpoint import steps_in
 from tagsds.errors import UserError
+from tagsds.formats.candidates import Candidates, write_candidates
 from tagsds.models.matchers import Matcher
 from tagsds.models.uniter import UniterModel
-from tagsds.negatives.offline import Candidates, check_ranks
+from tagsds.negatives.offline import check_ranks, needs_candidates
 from tagsds.negatives.remine import rescore
 from tagsds.ranks import World
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.mining import search_bank
+from tagsds.scoring.scorer import Scorer
 
 
 def uses_candidates(config: RunConfig) -> bool:
@@ -79,16 +80,13 @@ class OfflineSource:
     @torch.no_grad()
     def remine(self, bank: Bank, folder: Path) -> None:
         """Each rank finds its share of the rows; rank 0 writes them."""
-        from tagsds.mine import mine_bank
-        from tagsds.retrieval.candidates import write_candidates
-
         world = self.world
         images = world.share(torch.arange(bank.num_images, device=bank.device))
         captions = world.share(torch.arange(bank.num_captions, device=bank.device))
         if isinstance(self.model, Matcher):
             average_buffers(self.model, world)
             widths = self.mined.captions_of_image.shape[1], self.mined.images_of_caption.shape[1]
-            rows = mine_bank(self.model, bank, *widths, images, captions)
+            rows = search_bank(self.model, bank, *widths, images, captions)
         else:
             rows = rescore(self.scorer, bank, self._loaded[1], self.config.pool, images, captions, progress=world.first)
         whole = [world.gather(part.to(bank.device), n) for part, n in zip(rows, (bank.num_images, bank.num_captions), strict=True)]

@@ -26,6 +26,28 @@ OFFLINE_TERMS = {"online": (), "offline": OWN, "quintuplet": OWN + CROSSED, "ada
 KINDS = tuple(OFFLINE_TERMS)
 
 
+@dataclass
+class QuintupletConfig:
+    """The loss of AOQ: group `quintuplet` of a recipe."""
+
+    kind: str = ""
+    """empty: none; online, offline, quintuplet (all six terms, w = 1) or adaptive"""
+    margin_on: float = 0.2
+    margin_off: float = 0.0
+    alpha: float = 0.3
+    beta: float = 1.5
+    detach: bool = False
+    """no gradient through w; as published it flows"""
+    clamp: bool = False
+    """w at least 0; as published it may fall below"""
+    online: bool = True
+    """false: without the online terms (offline and quintuplet only)"""
+    warmup_steps: int = 0
+    """matchers: in the first steps the mean over all negatives of the batch stands for the hardest, and nothing offline counts"""
+    weight: float = 1.0
+    """encoder: of the loss, summed over its terms and averaged over the true pairs"""
+
+
 @dataclass(frozen=True)
 class Similarities:
     """float [B] each. The offline ones may be None where the kind has no such term.
@@ -47,18 +69,13 @@ class Similarities:
     on_valid: Tensor | None = None
 
 
-def quintuplet(
-    s: Similarities, kind: str, margin_on: float = 0.2, margin_off: float = 0.0, alpha: float = 0.3, beta: float = 1.5,
-    detach: bool = False, clamp: bool = False, online: bool = True,
-) -> dict[str, Tensor]:  # fmt: skip
+def quintuplet(s: Similarities, config: QuintupletConfig) -> dict[str, Tensor]:
     """{term: float32 []}, each summed over the batch; the loss is their sum. Terms that a kind lacks are not in it.
 
-    kind     online: the two online terms, w = 1. offline: these and the own pair's offline terms. quintuplet: all six, w = 1.
-             adaptive: all six with w as above
-    detach   no gradient through w (as published it flows)
-    clamp    w is at least 0 (as published it may fall below, and then rewards a violated margin)
-    online   False leaves the online terms out; of use for offline and quintuplet
+    config.kind   "" or online: the two online terms, w = 1. offline: these and the own pair's offline terms. quintuplet: all
+                  six, w = 1. adaptive: all six with w as above. The other settings are described at `QuintupletConfig`.
     """
+    kind = config.kind or "online"
     true = s.true.float()
     off = {
         "offline_caption": s.caption_off,
@@ -67,22 +84,22 @@ def quintuplet(
         "offline_others": s.others_off,
     }
     terms = {}
-    if online:
+    if config.online:
         sides = (("online_caption", s.caption_on, s.caption_off), ("online_image", s.image_on, s.image_off))
         for column, (name, on, rival) in enumerate(sides):
             valid = torch.ones_like(true, dtype=torch.bool) if s.on_valid is None else s.on_valid[:, column]
             on = torch.where(valid, on.float(), 0.0)  # before the arithmetic, so that no gradient can be nan
-            hinge = F.relu(margin_on + on - true)
+            hinge = F.relu(config.margin_on + on - true)
             if kind == "adaptive":
                 assert rival is not None
-                w = beta - (rival.float() - on) / alpha
-                w = w.detach() if detach else w
-                hinge = (w.clamp(min=0) if clamp else w) * hinge
+                w = config.beta - (rival.float() - on) / config.alpha
+                w = w.detach() if config.detach else w
+                hinge = (w.clamp(min=0) if config.clamp else w) * hinge
             terms[name] = torch.where(valid, hinge, 0.0).sum()
     for name in OFFLINE_TERMS[kind]:
         score = off[name]
         assert score is not None, f"{kind} needs the scores of {name}"
-        terms[name] = F.relu(margin_off + score.float() - true).sum()
+        terms[name] = F.relu(config.margin_off + score.float() - true).sum()
     return terms
 
 

@@ -2,9 +2,9 @@
 
 from transformers import AutoConfig, AutoModel
 
-from tagsds.models.config import UniterConfig
 from tagsds.models.matchers import MATCHERS
 from tagsds.models.uniter import UniterModel
+from tagsds.models.uniter.config import UniterConfig
 
 AutoConfig.register(UniterConfig.model_type, UniterConfig, exist_ok=True)
 AutoModel.register(UniterConfig, UniterModel, exist_ok=True)

@@ -133,7 +133,7 @@ def check_captions(positions: int | None, bank: Bank, captions: torch.Tensor) ->
         raise UserError(
             f"a caption of image {bank.keys[int(bank.image_of_caption[caption])]} has {int(lengths.max())} word pieces "
             f"and the checkpoint's max_position_embeddings is {positions}; pack the corpus again with "
-            "--long-captions truncate."
+            f"--max-caption-pieces SPLIT={positions} --long-captions truncate, where SPLIT is the split of that image."
         )
 
 

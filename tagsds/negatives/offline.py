@@ -6,84 +6,45 @@ Rank = column of a row of candidates, 0 = hardest. An image goes with five capti
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tagsds.data.bank import Bank
-from tagsds.data.shards import Manifest
 from tagsds.draw import Draw
 from tagsds.errors import UserError
-from tagsds.files import sha256_of
+from tagsds.formats.candidates import Candidates
+from tagsds.losses.quintuplet import QuintupletConfig
 from tagsds.negatives.random import Hard, keep_hardest
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 
-FORMAT, VERSION = "tagsds-candidates", 1
 CAPTIONS_PER_IMAGE = 5
 
 
 @dataclass
-class Candidates:
-    """captions_of_image int32 [I, Kc], images_of_caption int32 [C, Ki] on the CPU: numbers of the split, hardest first, -1 behind
-    a row that has fewer; nothing of the own image among them. `manifest` is the folder's candidates.json.
+class OfflineConfig:
+    """Hard negatives that tagsds-mine found in the whole split: group `offline` of a recipe."""
 
-    Read from a folder they are maps of its files, so that the ranks of a machine share the pages.
-    """
-
-    captions_of_image: Tensor
-    images_of_caption: Tensor
-    manifest: dict[str, Any]
-    folder: Path = Path("offline.candidates")
-
-    @classmethod
-    def read(cls, folder: Path, data_manifest: Manifest, split: str) -> Candidates:
-        """The folder's candidates, once format, split, corpus and checksums are those of `data_manifest`."""
-        folder = Path(folder)
-        path = folder / "candidates.json"
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; name a folder made by tagsds-mine in offline.candidates.")
-        try:
-            manifest = json.loads(path.read_text())
-            if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-                raise UserError(f"{path} is not of format {FORMAT} {VERSION}; run tagsds-mine again.")
-            made_for, made_of = manifest["split"], manifest["data_sha256"]
-            counts = {"images": manifest["images"], "captions": manifest["captions"]}
-            shapes = {
-                "captions_of_image": (manifest["images"], manifest["captions_per_image"]),
-                "images_of_caption": (manifest["captions"], manifest["images_per_caption"]),
-            }
-            sums = {name: manifest["sha256"][f"{name}.npy"] for name in shapes}
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a manifest of tagsds-mine ({error}); run tagsds-mine again.") from error
-        if made_for != split:
-            raise UserError(f"{path} is of split '{made_for}' and data.split is '{split}'; run tagsds-mine again for '{split}'.")
-        if made_of != sha256_of(data_manifest.folder / "manifest.json"):
-            raise UserError(f"{path} was mined in other shards than {data_manifest.folder}; run tagsds-mine again with these.")
-        for name, count in counts.items():
-            if count != data_manifest.splits[split][name]:
-                have = data_manifest.splits[split][name]
-                raise UserError(f"{path} counts {count} {name} where the shards hold {have}; run tagsds-mine again.")
-        tables = {name: _table(folder / f"{name}.npy", shape, sums[name]) for name, shape in shapes.items()}
-        return cls(tables["captions_of_image"], tables["images_of_caption"], manifest, folder)
+    candidates: str = ""
+    """a folder of tagsds-mine"""
+    first: int = 0
+    last: int = 299
+    """ranks to draw from, 0 = hardest, `last` included; images are drawn from ranks first // 5 to last // 5"""
+    replace_random: bool = False
+    """draw the negatives of t2i and i2t from the candidates in place of random ones"""
+    score: bool = True
+    """draw negatives.count and keep the hardest; false: draw negatives.keep and score none"""
+    remine_every: int = 0
+    """steps after which candidates are found anew with the current weights; 0 = never. A matcher searches the whole split, the
+    encoder re-orders the first `pool`"""
+    pool: int = 64
+    """hardest candidates of each image and caption that are ordered anew; the ranks behind stay"""
 
 
-def _table(path: Path, shape: tuple[int, int], checksum: str) -> Tensor:
-    if not path.is_file():
-        raise UserError(f"{path} is named in candidates.json but missing; run tagsds-mine again.")
-    if sha256_of(path) != checksum:
-        raise UserError(f"{path} has another sha256 than candidates.json says; copy it again or run tagsds-mine again.")
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants it writable; copy on write leaves the file alone
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is no whole npy array; run tagsds-mine again.") from error
-    if array.dtype != np.int32 or array.shape != shape:
-        raise UserError(f"{path} is {array.dtype} {list(array.shape)}, not int32 {list(shape)}; run tagsds-mine again.")
-    return torch.from_numpy(array)
+def needs_candidates(quintuplet: QuintupletConfig, offline: OfflineConfig) -> bool:
+    """Whether a run with these settings reads the folder `offline.candidates`."""
+    return quintuplet.kind not in ("", "online") or offline.replace_random
 
 
 def check_ranks(candidates: Candidates, first: int, last: int, count: int = 0) -> None:

@@ -12,7 +12,21 @@ from tagsds.data.builder import PairBuilder
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.losses.ranking import hardest
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
+
+
+@dataclass
+class NegativesConfig:
+    """How the negatives of t2i and i2t are drawn: group `negatives` of a recipe."""
+
+    count: int = 399
+    """random images of each caption, and random captions of each image, that are scored"""
+    keep: int = 31
+    """K: the hardest of them that enter the loss, and the hardest written sentences likewise"""
+    shared: bool = False
+    """take the other pairs of the micro-batch instead of `count` random ones: one score serves both directions"""
+    dtype: str = "model"
+    """model or bf16: precision of scores that only choose negatives"""
 
 
 @dataclass

@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
-from tagsds.negatives.offline import Candidates, check_whole
-from tagsds.retrieval.scorer import Scorer
+from tagsds.formats.candidates import Candidates
+from tagsds.negatives.offline import check_whole
+from tagsds.scoring.scorer import Scorer
 
 PAIRS_A_CALL = 4096  # scored in one call of the scorer, which embeds the texts and images of a call once each
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tagsds.config import SyntheticConfig
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
 from tagsds.data.masking import choose_by_structure, corrupt, span_members
@@ -17,7 +16,18 @@ from tagsds.draw import Draw
 from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.tailored import filter_candidates, refill, write
-from tagsds.retrieval.scorer import Scorer, without_dropout
+from tagsds.scoring.scorer import Scorer, without_dropout
+
+
+@dataclass
+class SyntheticConfig:
+    """How sentences are written: group `synthetic` of a recipe."""
+
+    maskings: int = 20
+    refills: int = 20
+    tau: float = 1.5
+    """temperature of the refilling softmax"""
+    mask_probability: float = 0.15
 
 
 @dataclass

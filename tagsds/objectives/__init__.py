@@ -3,8 +3,8 @@
 from typing import Any
 
 from tagsds.objectives.matching import MatchingObjective
+from tagsds.objectives.output import StepOutput
 from tagsds.objectives.pretrain import PretrainObjective
-from tagsds.objectives.report import Report
 from tagsds.objectives.retrieval import RetrievalObjective
 
 OBJECTIVES: dict[str, Any] = {
@@ -13,4 +13,4 @@ OBJECTIVES: dict[str, Any] = {
     "matching": MatchingObjective,
 }
 
-__all__ = ["OBJECTIVES", "MatchingObjective", "PretrainObjective", "Report", "RetrievalObjective"]
+__all__ = ["OBJECTIVES", "MatchingObjective", "PretrainObjective", "RetrievalObjective", "StepOutput"]

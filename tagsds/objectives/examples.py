@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
 from tagsds.data.ragged import Ragged
@@ -15,7 +14,8 @@ from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.writer import mask_captions, write_negatives
-from tagsds.retrieval.scorer import Scorer, without_dropout
+from tagsds.objectives.retrieval.objective import Settings
+from tagsds.scoring.scorer import Scorer, without_dropout
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def written_examples(
     scorer: Scorer,
     bank: Bank,
     captions: Tensor,
-    config: RunConfig,
+    config: Settings,
     vocab: Vocabulary,
     tokenizer,
     draw: Draw,

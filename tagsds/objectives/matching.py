@@ -11,46 +11,54 @@ in training.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
-from tagsds.losses.quintuplet import Similarities, all_in_batch, hardest_in_batch, quintuplet
+from tagsds.formats.candidates import Candidates
+from tagsds.losses.quintuplet import QuintupletConfig, Similarities, all_in_batch, hardest_in_batch, quintuplet
 from tagsds.models.matchers import VSRN, Encoded, Matcher
-from tagsds.negatives.offline import Candidates, OfflineDraw, draw_quintuplet
-from tagsds.objectives.report import Report, share
-from tagsds.retrieval.scorer import Scorer
+from tagsds.models.matchers.settings import MatcherSettings
+from tagsds.negatives.offline import OfflineConfig, OfflineDraw, draw_quintuplet
+from tagsds.objectives.output import StepOutput, fraction
+from tagsds.scoring.scorer import Scorer
 
 OFFLINE = ("caption_off", "image_off", "both_off", "others_off")  # as `Similarities` names them
 
 
+class Settings(Protocol):
+    """The groups of a run's settings that this objective reads."""
+
+    matcher: MatcherSettings
+    quintuplet: QuintupletConfig
+    offline: OfflineConfig
+
+
 class MatchingObjective(nn.Module):
-    """forward(bank, captions int64 [B], draw) -> Report; the terms are summed over the batch, as published."""
+    """forward(bank, captions int64 [B], draw) -> StepOutput; the terms are summed over the batch, as published."""
 
     writes = False
 
     def __init__(
-        self, model: Matcher, config: RunConfig, vocab: Vocabulary, scorer: Scorer | None = None,
-        candidates: Candidates | None = None
+        self, model: Matcher, config: Settings, vocab: Vocabulary, scorer: Scorer | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.loss, self.offline = config.quintuplet, config.offline
         self.caption_weight = config.matcher.caption_weight
-        self.candidates = candidates  # the loop exchanges them where they are re-mined
 
     @staticmethod
-    def heads(config: RunConfig) -> list[str]:
+    def heads(config: Settings) -> list[str]:
         return []
 
-    def forward(self, bank: Bank, captions: Tensor, draw: Draw) -> Report:
+    def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
         own = bank.image_of_caption[captions]
-        drawn = self.drawn(bank, captions, draw) if draw.step >= self.loss.warmup_steps else None
+        drawn = self.drawn(bank, captions, draw, candidates) if draw.step >= self.loss.warmup_steps else None
         wanted_images, wanted_captions = [own], [captions]
         if drawn is not None:
             wanted_images += [drawn.image_off, drawn.other_image]
@@ -76,25 +84,22 @@ class MatchingObjective(nn.Module):
         if draw.step < config.warmup_steps:
             terms = all_in_batch(scores, own, own, config.margin_on)
         else:
-            terms = quintuplet(
-                similarities, config.kind or "online", config.margin_on, config.margin_off, config.alpha, config.beta,
-                config.detach, config.clamp, config.online,
-            )  # fmt: skip
+            terms = quintuplet(similarities, config)
         total = torch.stack(list(terms.values())).sum()
         if isinstance(self.model, VSRN) and self.caption_weight:
             described = replace(images.select(image), states=states)
             terms["captioning"] = self.model.captioning_loss(described, bank.text_table(captions))
             total = total + self.caption_weight * terms["captioning"]
         counters, histograms = self.counts(similarities)
-        return Report(total, terms, counters, histograms, size * size + 4 * size * (drawn is not None))
+        return StepOutput(total, terms, counters, histograms, size * size + 4 * size * (drawn is not None))
 
-    def drawn(self, bank: Bank, captions: Tensor, draw: Draw) -> OfflineDraw | None:
+    def drawn(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None) -> OfflineDraw | None:
         """The offline negatives of the micro-batch; None where the loss has none."""
         if self.loss.kind in ("", "online"):
             return None
-        assert self.candidates is not None
+        assert candidates is not None
         generator = draw.generator(bank.device, "offline")
-        return draw_quintuplet(self.candidates, bank, captions, self.offline.first, self.offline.last, generator)
+        return draw_quintuplet(candidates, bank, captions, self.offline.first, self.offline.last, generator)
 
     def encoded_images(self, bank: Bank, wanted: list[Tensor]) -> tuple[Encoded, Tensor, Ragged | None]:
         """The images of `wanted` (int64 [B] each) -> their encodings, the row of each in them (int64 [len(wanted) * B]), and the
@@ -111,8 +116,8 @@ class MatchingObjective(nn.Module):
         """Ranking accuracies and the values of the histograms."""
         assert s.on_valid is not None
         counters = {
-            "rank/true_above_caption": share(s.true > s.caption_on, s.on_valid[:, 0]),
-            "rank/true_above_image": share(s.true > s.image_on, s.on_valid[:, 1]),
+            "rank/true_above_caption": fraction(s.true > s.caption_on, s.on_valid[:, 0]),
+            "rank/true_above_image": fraction(s.true > s.image_on, s.on_valid[:, 1]),
         }
         histograms = {
             "true": s.true.detach(),
@@ -120,7 +125,7 @@ class MatchingObjective(nn.Module):
             "hard_image": s.image_on[s.on_valid[:, 1]].detach(),
         }
         if s.caption_off is not None and s.image_off is not None:
-            counters["rank/true_above_offline_caption"] = share(s.true > s.caption_off)
-            counters["rank/true_above_offline_image"] = share(s.true > s.image_off)
+            counters["rank/true_above_offline_caption"] = fraction(s.true > s.caption_off)
+            counters["rank/true_above_offline_image"] = fraction(s.true > s.image_off)
             histograms["offline"] = torch.cat([s.caption_off, s.image_off]).detach()
         return counters, histograms

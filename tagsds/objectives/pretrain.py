@@ -6,10 +6,12 @@ takes part in each backward, which ZeRO-3 requires.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
 from tagsds.data.masking import choose_pieces, choose_regions, corrupt
 from tagsds.data.pairs import Pairs
@@ -17,20 +19,39 @@ from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw, generator
 from tagsds.errors import UserError, nearest
+from tagsds.formats.candidates import Candidates
 from tagsds.losses.masked import likeliest_class, region_cross_entropy, region_kl, region_mse, word_cross_entropy
 from tagsds.losses.matching import itm, transport_distance, word_region_alignment
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import draw_images
-from tagsds.objectives.report import Report, share
-from tagsds.retrieval.scorer import Scorer
+from tagsds.objectives.output import StepOutput, fraction
+from tagsds.scoring.scorer import Scorer
 
 TASKS = ("itm", "mlm", "mrfr", "mrckl", "mrc")
 
 
-class PretrainObjective(nn.Module):
-    """forward(bank, captions int64 [B], draw) -> Report."""
+@dataclass
+class PretrainConfig:
+    """Tasks of pre-training: group `pretrain` of a recipe."""
 
-    def __init__(self, model: UniterModel, config: RunConfig, vocab: Vocabulary, scorer: Scorer) -> None:
+    mix: dict[str, int] = field(default_factory=lambda: {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 1, "mrc": 0})
+    """one task per optimiser step, drawn with these odds"""
+    mask_probability: float = 0.15
+    wra_weight: float = 0.1
+    kl_reduction: str = "mean"
+    """of MRC-KL over the classes: mean (the released code, 1 / number of classes of the sum) or sum (the paper's text)"""
+
+
+class Settings(Protocol):
+    """The groups of a run's settings that this objective reads."""
+
+    pretrain: PretrainConfig
+
+
+class PretrainObjective(nn.Module):
+    """forward(bank, captions int64 [B], draw) -> StepOutput."""
+
+    def __init__(self, model: UniterModel, config: Settings, vocab: Vocabulary, scorer: Scorer) -> None:
         super().__init__()
         self.model = model
         self.config = config.pretrain
@@ -42,7 +63,7 @@ class PretrainObjective(nn.Module):
             raise UserError("pretrain.mix asks for mrckl or mrc but the shards carry no classes.npy; set their odds to 0.")
 
     @staticmethod
-    def heads(config: RunConfig) -> list[str]:
+    def heads(config: Settings) -> list[str]:
         """The heads this stage trains."""
         of_task = {"itm": "itm", "mlm": "mlm", "mrfr": "region_feature", "mrckl": "region_class", "mrc": "region_class"}
         return sorted({of_task[task] for task, odds in config.pretrain.mix.items() if odds and task in of_task})
@@ -53,7 +74,7 @@ class PretrainObjective(nn.Module):
         odds = torch.tensor([float(self.config.mix[task]) for task in tasks])
         return tasks[int(torch.multinomial(odds, 1, generator=generator("cpu", draw.seed, draw.step, "task")))]
 
-    def forward(self, bank: Bank, captions: Tensor, draw: Draw) -> Report:
+    def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
         task = self.task_at(draw)
         random = draw.generator(bank.device, task)
         texts = bank.text_table(captions)
@@ -79,7 +100,7 @@ class PretrainObjective(nn.Module):
         states = self.model(pairs, None if task == "itm" else self._keep(layout, every, chosen_words, table.masked))
         terms, counters = self.losses(task, states, layout, bank, captions, images, is_true, chosen_words, table.masked)
         total = sum(weight * term for weight, term in terms.values())
-        return Report(total, {name: term for name, (_, term) in terms.items() if name != "idle"}, counters, {}, len(pairs))
+        return StepOutput(total, {name: term for name, (_, term) in terms.items() if name != "idle"}, counters, {}, len(pairs))
 
     def _keep(self, layout: Layout, every: Tensor, words: Tensor, regions: Tensor | None) -> Tensor:
         if regions is not None:
@@ -99,7 +120,7 @@ class PretrainObjective(nn.Module):
         if task == "itm":
             logits = model.itm(model.pooler(states[layout.cls()]))
             terms["itm"] = (1.0, itm(logits, is_true))
-            counters["itm/accuracy"] = share((logits.argmax(dim=-1) == 1) == is_true)
+            counters["itm/accuracy"] = fraction((logits.argmax(dim=-1) == 1) == is_true)
             if self.config.wra_weight:
                 distance = self.transport(states, layout)
                 terms["wra"] = (self.config.wra_weight, word_region_alignment(distance, is_true))
@@ -107,7 +128,7 @@ class PretrainObjective(nn.Module):
             target = bank.text_table(captions).values[chosen_words]
             logits = model.mlm(states)
             terms["mlm"] = (1.0, word_cross_entropy(logits, target))
-            counters["mlm/accuracy"] = share(logits.argmax(dim=-1) == target)
+            counters["mlm/accuracy"] = fraction(logits.argmax(dim=-1) == target)
         else:
             rows = bank.region_rows(images).values[masked]
             if task == "mrfr":
@@ -121,7 +142,7 @@ class PretrainObjective(nn.Module):
                 else:
                     terms[task] = (1.0, region_cross_entropy(logits, soft, bank.background_class))
                 hit = logits.argmax(dim=-1) == likeliest_class(soft, bank.background_class)
-                counters["region_class/accuracy"] = share(hit)
+                counters["region_class/accuracy"] = fraction(hit)
         return terms, counters
 
     def transport(self, states: Tensor, layout: Layout) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tagsds.errors import UserError
-from tagsds.reporting.results import read_results
+from tagsds.formats.results import read_results
 
 Series = dict[int, float]  # step -> value
 

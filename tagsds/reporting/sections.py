@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from tagsds.reporting import plots
 from tagsds.reporting.runs import Run, Series, data_folder, setting
-from tagsds.retrieval.table import RECALLS
+from tagsds.reporting.table import RECALLS
 
 LOWER_IS_BETTER = ("text_median", "image_median")
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from tagsds.mine import KEYS, QUERIES
-from tagsds.retrieval.search import Stored, search
+from tagsds.scoring.search import Stored, search
 
 COCO = {"images": 113_287, "captions": 566_435, "width": 2048}
 BLOCKS = 2  # query blocks that are timed in each direction

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tagsds.data.pairs import Pairs
 from tagsds.models import UniterModel
-from tagsds.retrieval.scorer import Scorer, without_dropout
+from tagsds.scoring.scorer import Scorer, without_dropout
 
 
 class PaddedScorer(Scorer):

@@ -10,7 +10,7 @@ from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
 from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.bench.plain_step import plain_step
 from tests.small_world import model_of
 

@@ -24,7 +24,7 @@ from tagsds.models.uniter import Layout
 from tagsds.negatives import writer
 from tagsds.negatives.random import draw_images
 from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.bench.padded_scorer import PaddedScorer
 from tests.bench.plain_step import plain_step
 

@@ -6,9 +6,8 @@ import shutil
 import pytest
 import torch
 
-from tagsds.config import DataConfig
 from tagsds.data.shards import load_bank
-from tagsds.data.source import BankSource
+from tagsds.data.source import BankSource, DataConfig
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 

@@ -6,7 +6,7 @@ import torch
 from tagsds.config import OptimiserConfig
 from tagsds.engine.build import build_optimiser, learning_rate, parameter_groups, train_only
 from tagsds.models import MATCHERS, UniterConfig, UniterModel
-from tagsds.models.heads import HEADS
+from tagsds.models.uniter.initialise import HEADS
 
 
 @pytest.fixture

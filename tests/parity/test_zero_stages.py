@@ -12,9 +12,9 @@ from tagsds.data.sampler import PositiveSampler
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw, seed_of
-from tagsds.models.heads import HEADS
+from tagsds.models.uniter.initialise import HEADS
 from tagsds.objectives import OBJECTIVES
-from tagsds.retrieval.scorer import Scorer
+from tagsds.scoring.scorer import Scorer
 from tagsds.train import build_model
 from tests import launch
 

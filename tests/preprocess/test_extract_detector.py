@@ -153,6 +153,7 @@ def test_the_shards_hold_it(tmp_path: Path) -> None:
     assert "train 5 images, 10 captions" in verify_corpus(tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["num_classes"] == 3 and manifest["class_names"] == list(LABELS.values()) and manifest["feature_dim"] == 16
+    assert manifest["background_class"] is False  # "no object" is left out
     identity = manifest["made_by"]["arguments"]
     assert (identity["kind"], identity["threshold"], identity["min_regions"], identity["max_regions"]) == ("detector", 0.45, 4, 12)
     assert set(identity["model"]) == {"config.json", "preprocessor_config.json", "model.safetensors"} and "pool" not in identity

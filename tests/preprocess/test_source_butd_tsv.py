@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from tiny_inputs import load, tsv_line
 
 from preprocess import pack
-from preprocess.sources.butd_tsv import choose
+from preprocess.sources.butd_tsv import choose, soft_labels
 from preprocess.verify import verify_corpus
+from tagsds.data.shards import read_manifest
 from tagsds.errors import UserError
 
 NAMES = ("COCO_train2014_000000000007", "COCO_train2014_000000000009")
@@ -70,9 +72,60 @@ def test_a_tiny_tsv(tmp_path: Path) -> None:
     np.testing.assert_allclose(sample["regions.npy"], expected, rtol=2e-3)
     np.testing.assert_allclose(sample["boxes.npy"][0], [0.1, 0.1, 0.6, 0.9], rtol=1e-6)
     np.testing.assert_allclose(sample["scores.npy"], np.linspace(0.95, 0.05, 15)[:12], atol=1e-3)
-    np.testing.assert_allclose(sample["classes.npy"][1, 1], sample["scores.npy"][1], atol=1e-3)
+    np.testing.assert_allclose(sample["classes.npy"][1, 2], sample["scores.npy"][1], atol=1e-3)  # class 1 after background
     np.testing.assert_allclose(sample["classes.npy"].astype(float).sum(1), 1, atol=5e-3)
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.num_classes, manifest.background_class, manifest.class_names) == (20, True, [])
     verify_corpus(tmp_path / "out")
+
+
+def test_soft_labels_by_hand() -> None:
+    """Classes 0 and 3 of four are columns 1 and 4 of five; 0.6 leaves 0.4 to share among four columns, the background too."""
+    labels = soft_labels(np.array([0, 3]), np.array([0.6, 1.0], dtype=np.float32), 5, "here")
+    np.testing.assert_allclose(labels, [[0.1, 0.6, 0.1, 0.1, 0.1], [0, 0, 0, 0, 1]], atol=1e-7)
+    with pytest.raises(UserError, match=r"here: class 4 is column 5 after the background, --soft-classes 5 has columns 0 to 4"):
+        soft_labels(np.array([0, 4]), np.array([0.6, 0.5]), 5, "here")
+    with pytest.raises(UserError, match=r"here: class -1 is negative"):
+        soft_labels(np.array([-1]), np.array([0.6]), 5, "here")
+
+
+def test_names_of_the_classes_begin_after_the_background(tmp_path: Path) -> None:
+    arguments = write_input(tmp_path, [good(NAMES[0], 1), good(NAMES[1], 2)])
+    (tmp_path / "names.txt").write_text("\n".join(f"thing {i},synonym" for i in range(15)) + "\n")
+    named = [*arguments, "--class-names", f"{tmp_path}/names.txt"]
+    with pytest.raises(UserError, match=r"names 15 classes, which with the background are 16 columns, and --soft-classes says 15"):
+        pack.run([*named, "--out", f"{tmp_path}/a", "--soft-classes", "15"])
+    pack.run([*named, "--out", f"{tmp_path}/b", "--soft-classes", "16"])
+    manifest = read_manifest(tmp_path / "b")
+    assert manifest.class_names == ["__background__", *(f"thing {i}" for i in range(15))]
+    best = load(tmp_path / "b", "train")["000000000007"]["classes.npy"].argmax(1)
+    assert [manifest.class_names[k] for k in best[:3]] == ["thing 0", "thing 1", "thing 2"]  # box i is of class i
+    verify_corpus(tmp_path / "b")
+
+
+def test_verify_compares_names_and_background_with_the_columns(tmp_path: Path) -> None:
+    arguments = write_input(tmp_path, [good(NAMES[0], 1), good(NAMES[1], 2)])
+    pack.run([*arguments, "--out", f"{tmp_path}/out"])
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["background_class"] is False and manifest["num_classes"] == 0
+    path.write_text(json.dumps(manifest | {"background_class": True}))
+    with pytest.raises(UserError, match=r"manifest.json has a background_class and no classes"):
+        verify_corpus(tmp_path / "out")
+    path.write_text(json.dumps(manifest | {"class_names": ["cat"]}))
+    with pytest.raises(UserError, match=r"manifest.json names 1 classes and says num_classes 0"):
+        verify_corpus(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("classes", "background"), [(1601, True), (1600, False), (80, False), (0, False)])
+def test_older_manifests_do_not_say_whether_there_is_a_background(tmp_path: Path, classes: int, background: bool) -> None:
+    arguments = write_input(tmp_path, [good(NAMES[0], 1), good(NAMES[1], 2)])
+    pack.run([*arguments, "--out", f"{tmp_path}/out"])
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"num_classes": classes}
+    del manifest["background_class"]
+    path.write_text(json.dumps(manifest))
+    assert read_manifest(tmp_path / "out").background_class is background
 
 
 def nan_features() -> bytes:
@@ -116,8 +169,9 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, line, match: str) -> None:
 
 def test_soft_classes_too_few(tmp_path: Path) -> None:
     arguments = write_input(tmp_path, [good(NAMES[0], 1), good(NAMES[1], 2)])
-    with pytest.raises(UserError, match=r"class 11 is not below --soft-classes 10; raise it"):
-        pack.run([*arguments, "--out", f"{tmp_path}/out", "--soft-classes", "10"])
+    with pytest.raises(UserError, match=r"class 11 is column 12 after the background, --soft-classes 12 has .*; raise it"):
+        pack.run([*arguments, "--out", f"{tmp_path}/out", "--soft-classes", "12"])
+    pack.run([*arguments, "--out", f"{tmp_path}/out", "--overwrite", "--soft-classes", "13"])
 
 
 def test_six_columns_have_no_confidence(tmp_path: Path) -> None:
@@ -148,15 +202,27 @@ def test_ten_real_images(shared_data: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "k.json").write_text(json.dumps({"images": images}))
     base = ["butd-tsv", "--tsv", str(tsv), "--split", f"{tmp_path}/k.json", "--workers", "1"]
-    pack.run([*base, "--out", f"{tmp_path}/a", "--soft-classes", "1600"])
+    names = shared_data / "butd_regions" / "objects_vocab.txt"
+    pack.run([*base, "--out", f"{tmp_path}/a", "--soft-classes", "1601", "--class-names", str(names)])
     pack.run([*base, "--out", f"{tmp_path}/b", "--select", "fixed36"])
     chosen, fixed = load(tmp_path / "a", "train"), load(tmp_path / "b", "train")
     assert len(chosen) == len(fixed) == 10
     for key, sample in chosen.items():
         n = len(sample["scores.npy"])
-        assert 10 <= n <= 36 and sample["regions.npy"].shape == (n, 2048) and sample["classes.npy"].shape == (n, 1600)
+        assert 10 <= n <= 36 and sample["regions.npy"].shape == (n, 2048) and sample["classes.npy"].shape == (n, 1601)
         assert (np.diff(sample["scores.npy"].astype(float)) <= 0).all()
         assert (sample["scores.npy"][10:] > 0.199).all()
         assert fixed[key]["regions.npy"].shape == (36, 2048)
         np.testing.assert_array_equal(fixed[key]["regions.npy"][:n], sample["regions.npy"])
     verify_corpus(tmp_path / "a")
+    manifest = read_manifest(tmp_path / "a")
+    assert manifest.background_class and manifest.class_names[0] == "__background__" and len(manifest.class_names) == 1601
+    for line in tsv.read_bytes().splitlines():  # read afresh: the class of the file is the name of the column
+        fields = line.split(b"\t")
+        ids, confidence = (np.frombuffer(base64.b64decode(fields[c]), dtype) for c, dtype in ((3, np.int64), (4, np.float32)))
+        best = int(confidence.argmax())
+        labels = chosen[fields[0].decode()[-12:]]["classes.npy"][0].astype(np.float64)
+        assert labels.argmax() == ids[best] + 1
+        assert manifest.class_names[labels.argmax()] == names.read_text().splitlines()[ids[best]].split(",")[0]
+        np.testing.assert_allclose(labels.max(), confidence[best], atol=1e-3)
+        np.testing.assert_allclose(labels[0], (1 - confidence[best]) / 1600, rtol=2e-2, atol=1e-6)

@@ -39,7 +39,8 @@ def test_text_boxes_and_instances_give_the_same_samples(tiny_coco: TinyCoco, tmp
     pack.run(tiny_coco.arguments(tmp_path / "b", boxes="instances"))
     for name in ("train-000000.tar", "test-000000.tar"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["class_names"] == list(tiny_coco.names)
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["class_names"] == list(tiny_coco.names) and manifest["background_class"] is False
 
 
 def test_features_are_class_vectors_plus_noise(tiny_coco: TinyCoco, tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_long_captions(tiny_coco: TinyCoco, tmp_path: Path) -> None:
     tiny_coco.notes[0]["caption"] = long
     tiny_coco.write()
     with pytest.raises(
-        UserError, match=r"captions.json: caption 10 of image 0{11}1 has 97 word pieces, the limit is 60"
+        UserError, match=r"captions.json: caption 10 of image 0{11}1 has 97 word pieces, the limit of split 'train' is 60"
     ):
         pack.run(tiny_coco.arguments(tmp_path / "a"))
     pack.run(tiny_coco.arguments(tmp_path / "b", "--long-captions", "drop"))

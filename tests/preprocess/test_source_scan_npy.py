@@ -54,6 +54,7 @@ def test_reads_back_equal(tmp_path: Path, repeat: bool) -> None:
             assert spans == [("attribute", "red"), ("object", "cat"), ("relation", "sits on")]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["boxes"] is False and manifest["imported_ids"] is False and manifest["num_classes"] == 0
+    assert manifest["background_class"] is False
     assert manifest["splits"]["train"]["captions"] == 30 and manifest["feature_dim"] == 8
     assert manifest["made_by"]["arguments"]["rows_per_image"] == dict.fromkeys(("train", "test"), 5 if repeat else 1)
     assert "is sound" in verify_corpus(tmp_path / "out")

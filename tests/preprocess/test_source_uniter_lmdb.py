@@ -50,6 +50,7 @@ def test_every_variant_reads_back_equal(inputs: UniterInputs, variant: str, coun
         assert [c["id"] for c in sample["captions.json"]] == IMAGES[name]
     manifest = json.loads((inputs.folder / "out" / "manifest.json").read_text())
     assert (manifest["feature_dim"], manifest["num_classes"], manifest["vocab_size"]) == (16, 7, len(pub.VOCABULARY))
+    assert manifest["background_class"] is True  # UNITER's column 0
     assert manifest["imported_ids"] and manifest["boxes"] and manifest["max_caption_pieces"] == 10
     assert manifest["made_by"]["arguments"]["tokenizer_of_source"] == ["bert-tiny-cased"]
     assert "is sound" in verify_corpus(inputs.folder / "out")
@@ -121,17 +122,29 @@ def test_txt2img_serves_where_img2txts_is_missing(inputs: UniterInputs) -> None:
     assert list(load(inputs.folder / "out", "train")) == KEYS
 
 
+def test_a_node_without_ids_is_skipped(inputs: UniterInputs) -> None:
+    """TAGS' trees hold nodes that no word piece stands for; an empty list says the same."""
+    bare = {"relation": [{"ids": [3, 4]}, {"name": "on"}], "attribute": [{}], "node": [{"ids": [1, 2]}, {"ids": None}, {"ids": []}]}
+    inputs.write(captions=CAPTIONS | {"7": CAPTIONS["7"] | {"tree": bare}})
+    pack.run(inputs.arguments())
+    captions = load(inputs.folder / "out", "train")[KEYS[0]]["captions.json"]
+    assert captions[1]["id"] == "7"
+    assert captions[1]["spans"] == [{"kind": "object", "pieces": [1, 2]}, {"kind": "relation", "pieces": [3, 4]}]
+    verify_corpus(inputs.folder / "out")
+
+
 def test_without_soft_labels(inputs: UniterInputs) -> None:
     inputs.write()
     pack.run(inputs.arguments("out", "--without-soft-labels"))
     assert "classes.npy" not in load(inputs.folder / "out", "train")[KEYS[0]]
+    assert json.loads((inputs.folder / "out" / "manifest.json").read_text())["background_class"] is False
     verify_corpus(inputs.folder / "out")
 
 
 def test_long_captions(inputs: UniterInputs) -> None:
     """A limit of 7 leaves 5 pieces beside [CLS] and [SEP]; two captions have more."""
     inputs.write()
-    with pytest.raises(UserError, match=r"caption 8 of image 0+25 has 8 word pieces, the limit is 7"):
+    with pytest.raises(UserError, match=r"caption 8 of image 0+25 has 8 word pieces, the limit of split 'train' is 7"):
         pack.run(inputs.arguments("error", "--max-caption-pieces", "7"))
     pack.run(inputs.arguments("cut", "--max-caption-pieces", "7", "--long-captions", "truncate"))
     captions = load(inputs.folder / "cut", "train")["000000000025"]["captions.json"]

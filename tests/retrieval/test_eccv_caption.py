@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from tagsds.retrieval.metrics import coco_folds, recalls
+from tagsds.evaluators.metrics import coco_folds, recalls
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # "failed to import ujson"

@@ -11,10 +11,10 @@ import torch
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.evaluators.edits import tokenize_texts
+from tagsds.evaluators.ensemble import average, member_names
+from tagsds.evaluators.metrics import recalls
 from tagsds.models.load import load_model
-from tagsds.retrieval.edits import tokenize_texts
-from tagsds.retrieval.ensemble import average, member_names
-from tagsds.retrieval.metrics import recalls
 
 
 @pytest.fixture(scope="module")

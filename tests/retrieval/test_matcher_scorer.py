@@ -11,12 +11,12 @@ from tagsds import evaluate as program
 from tagsds.data.pairs import Pairs
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.evaluators.metrics import recalls
 from tagsds.models.load import load_model, read_config, read_encoder_config
-from tagsds.retrieval import matcher_scorer
-from tagsds.retrieval.matcher_scorer import MatcherScorer, scorer_of
-from tagsds.retrieval.metrics import recalls
-from tagsds.retrieval.scorer import Scorer, score_listed, score_matrix
-from tagsds.retrieval.table import results_table
+from tagsds.reporting.table import results_table
+from tagsds.scoring import matcher_scorer
+from tagsds.scoring.matcher_scorer import MatcherScorer, scorer_of
+from tagsds.scoring.scorer import Scorer, score_listed, score_matrix
 
 
 @pytest.fixture(scope="module")

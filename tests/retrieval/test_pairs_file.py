@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tagsds.errors import UserError
-from tagsds.retrieval.pairs_file import KeyIndex, read_pairs
+from tagsds.evaluators.pairs_file import KeyIndex, read_pairs
 
 ENTRY = {"filename": "000000000007.jpg", "caption": "a dog", "negative_caption": "a cat"}
 

@@ -11,10 +11,10 @@ import torch
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.evaluators.evaluation import evaluate
+from tagsds.evaluators.metrics import ranks, recalls_of_ranks
+from tagsds.evaluators.rerank import order_keys, reranked, shortlist
 from tagsds.models.load import load_model
-from tagsds.retrieval.evaluation import evaluate
-from tagsds.retrieval.metrics import ranks, recalls_of_ranks
-from tagsds.retrieval.rerank import order_keys, reranked, shortlist
 from tests.launch import ROOT, run_two
 
 

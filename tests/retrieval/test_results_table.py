@@ -1,6 +1,6 @@
 """The console's tables."""
 
-from tagsds.retrieval.table import RECALLS, results_table, text_table
+from tagsds.reporting.table import RECALLS, results_table, text_table
 
 RESULTS = {
     "split": "test",

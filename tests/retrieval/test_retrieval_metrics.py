@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tagsds.errors import UserError
-from tagsds.retrieval.metrics import (
+from tagsds.evaluators.metrics import (
     Recalls,
     check_scores,
     coco_folds,

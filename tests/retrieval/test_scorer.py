@@ -6,7 +6,7 @@ import torch
 from tagsds.data.builder import PairBuilder
 from tagsds.data.shards import load_bank
 from tagsds.models.uniter import Layout
-from tagsds.retrieval.scorer import Scorer, score_matrix, without_dropout
+from tagsds.scoring.scorer import Scorer, score_matrix, without_dropout
 from tests.small_world import caption_ids, model_of, score_of
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tagsds.models.matchers import Encoded
-from tagsds.retrieval.search import Best, Stored, choose_backend, search
+from tagsds.scoring.search import Best, Stored, choose_backend, search
 
 
 def vectors_of(n: int, width: int, seed: int) -> torch.Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tagsds.errors import UserError
-from tagsds.models.config import UniterConfig
-from tagsds.models.heads import initialise_heads
 from tagsds.models.published.files import Published
 from tagsds.models.published.layout import Rule, copies, fit, give_all, matrix_shape, take_all
 from tagsds.models.uniter import UniterModel
+from tagsds.models.uniter.config import UniterConfig
+from tagsds.models.uniter.initialise import initialise_heads
 
 WORDS = "uniter.embeddings.word_embeddings.weight"
 IMAGE = "uniter.img_embeddings."

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged, offsets_of, positions_of
 from tagsds.kernels.attention import Sequences, packed_attention
-from tagsds.models.config import UniterConfig
-from tagsds.models.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
+from tagsds.models.uniter.config import UniterConfig
+from tagsds.models.uniter.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
 
 
 @dataclass

@@ -12,11 +12,11 @@ from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.errors import UserError
+from tagsds.evaluators.metrics import pair_accuracy
+from tagsds.evaluators.pairs_file import EditPair, EditSet
 from tagsds.models.load import positions_of_model
 from tagsds.ranks import World
-from tagsds.retrieval.metrics import pair_accuracy
-from tagsds.retrieval.pairs_file import EditPair, EditSet
-from tagsds.retrieval.scorer import PairScorer
+from tagsds.scoring.scorer import PairScorer
 
 
 def score_edits(

@@ -1,20 +1,15 @@
-"""What is read off the encoder's states, and how a stage's new heads begin (TAGS-DC, section 3; method 1).
+"""What is read off the encoder's states (UNITER, arXiv 1909.11740; TAGS-DC, arXiv 2111.03349).
 
 H = hidden width, M = states handed in, V = word pieces, C = region classes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagsds.models.config import UniterConfig
-
-if TYPE_CHECKING:
-    from tagsds.models.uniter import UniterModel
+from tagsds.models.uniter.config import UniterConfig
 
 
 class Pooler(nn.Module):
@@ -86,27 +81,3 @@ class RegionClassHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.transform(x))
-
-
-HEADS = ("itm", "rank", "mlm", "discriminate", "correct", "region_feature", "region_class")
-_SOURCE = {"rank": "itm", "discriminate": "itm", "correct": "mlm"}
-
-
-@torch.no_grad()
-def initialise_heads(model: UniterModel, needed: list[str]) -> list[str]:
-    """Begin the heads a stage needs and no earlier stage has trained from the head the method names: `rank` from row 1 of
-    `itm`, `discriminate` from `itm` (so that "match" starts as "original"), `correct` from `mlm`; only from a trained one. Returns
-    what was done, for the log."""
-    done = []
-    for head in needed:
-        source = _SOURCE.get(head)
-        if source is None or head in model.config.trained_heads or source not in model.config.trained_heads:
-            continue
-        state = {k: v.clone() for k, v in getattr(model, source).state_dict().items()}
-        if head == "rank":
-            state = {key: value[1:2] for key, value in state.items()}
-        if head == "correct":
-            state.pop("decoder.weight")  # tied to the word embeddings already
-        getattr(model, head).load_state_dict(state, strict=head != "correct")
-        done.append(f"{head} <- {source}")
-    return done

@@ -1,26 +1,16 @@
-"""The results file of an evaluation: a sample of rankings, the distribution of scores, and where the numbers come from.
+"""A sample of rankings and the distribution of scores, for the report.
 
 Shapes: I = images, C = captions.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from tagsds.data.bank import Bank
-from tagsds.errors import UserError
-from tagsds.files import sha256_of, write_text
-from tagsds.provenance import commit, version
-
-FORMAT, VERSION = "tagsds-results", 1
 
 
 def ranking_examples(
@@ -62,40 +52,3 @@ def score_histogram(
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
     other = (of_all - of_true).tolist()
     return {"unit": unit, "edges": edges.tolist(), "true": of_true.tolist(), "other": other}
-
-
-def provenance(checkpoint: Path | None, data: Path | None, **settings: Any) -> dict[str, Any]:
-    """Enough to run the evaluation again: files, settings, versions, machine."""
-    weights = checkpoint / "model.safetensors" if checkpoint else None
-    return {
-        "checkpoint": str(checkpoint.resolve()) if checkpoint else None,
-        "weights_sha256": sha256_of(weights) if weights and weights.is_file() else None,
-        "data": str(data.resolve()) if data else None,
-        "manifest_sha256": sha256_of(data / "manifest.json") if data else None,
-        **settings,
-        "tagsds": version(),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.node()}, {platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Atomic: the file is either the old one or complete."""
-    write_text(path, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """A file of `write_results`."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); evaluate again with tagsds-evaluate.") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise UserError(f"{path} is not a results file of tagsds-evaluate; evaluate again, or move the file away.")
-    if results.get("version") != VERSION:
-        raise UserError(f"{path} has version {results.get('version')}, this program reads {VERSION}; evaluate again.")
-    return results

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from tagsds.data.bank import Bank
+from tagsds.evaluators.edits import accuracies, score_edits
+from tagsds.evaluators.ensemble import average
+from tagsds.evaluators.metrics import coco_folds, recalls
+from tagsds.evaluators.pairs_file import EditSet
+from tagsds.evaluators.rankings import ranking_examples, score_histogram
+from tagsds.evaluators.rerank import rerank_results, score_shortlists
+from tagsds.formats.results import FORMAT, VERSION
 from tagsds.models import UniterModel
 from tagsds.models.load import check_captions, positions_of_model
 from tagsds.models.matchers.matcher import Matcher
 from tagsds.ranks import World, current_world
-from tagsds.reporting.results import FORMAT, VERSION, ranking_examples, score_histogram
-from tagsds.retrieval.edits import accuracies, score_edits
-from tagsds.retrieval.ensemble import average
-from tagsds.retrieval.matcher_scorer import scorer_of
-from tagsds.retrieval.metrics import coco_folds, recalls
-from tagsds.retrieval.pairs_file import EditSet
-from tagsds.retrieval.rerank import rerank_results, score_shortlists
-from tagsds.retrieval.scorer import PairScorer, clock, score_matrix
+from tagsds.scoring.matcher_scorer import scorer_of
+from tagsds.scoring.scorer import PairScorer, clock, score_matrix
 
 Model = UniterModel | Matcher
 

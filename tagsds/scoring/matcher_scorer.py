@@ -17,7 +17,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs, select_images
 from tagsds.models import UniterModel
 from tagsds.models.matchers.matcher import Encoded, Matcher
-from tagsds.retrieval.scorer import PairScorer, Scorer, without_dropout
+from tagsds.scoring.scorer import PairScorer, Scorer, without_dropout
 
 ROWS = 128  # images or captions encoded at a time
 RESIDENT_IMAGES = 10_000  # of which the encodings are kept: 36 regions of 1024 floats are 1.4 GiB

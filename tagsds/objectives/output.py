@@ -1,4 +1,4 @@
-"""What an objective hands back to the loop."""
+"""What an objective returns to the loop for a micro-batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass
-class Report:
+class StepOutput:
     """`total` is what backward is called on. `terms`: each loss before its weight. `counters`: (sum, weight) pairs, to be
     summed over micro-batches and ranks before dividing. `scores`: values for histograms. `forwards`: pairs forwarded."""
 
@@ -20,7 +20,7 @@ class Report:
     forwards: int = 0
 
 
-def share(hit: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def fraction(hit: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A fraction as (hits, cases), both float32."""
     if valid is not None:
         hit = hit & valid

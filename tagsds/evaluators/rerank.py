@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.errors import UserError
+from tagsds.evaluators.metrics import ROWS, check_scores, ranks, recalls, recalls_of_ranks
 from tagsds.ranks import World
-from tagsds.retrieval.metrics import ROWS, check_scores, ranks, recalls, recalls_of_ranks
-from tagsds.retrieval.scorer import PairScorer, clock, score_listed
+from tagsds.scoring.scorer import PairScorer, clock, score_listed
 
 ABOVE = 2.0**33  # more than any two order keys are apart
 

@@ -1,0 +1,129 @@
+"""The folder of offline candidates (AOQ, arXiv 2003.03669): `tagsds-mine` and re-mining write it, training reads it.
+
+captions_of_image.npy   int32 [I, Kc]   the hardest captions of each image but its own, hardest first; -1 behind a short row
+images_of_caption.npy   int32 [C, Ki]   the hardest images of each caption likewise
+candidates.json         what they are of, and their checksums; written last, so that a folder with it is whole
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tagsds.data.shards import Manifest
+from tagsds.errors import UserError
+from tagsds.files import sha256_of, write_json, write_npy
+
+FORMAT, VERSION = "tagsds-candidates", 1
+TABLES = ("captions_of_image", "images_of_caption")
+
+
+@dataclass
+class Candidates:
+    """captions_of_image int32 [I, Kc], images_of_caption int32 [C, Ki] on the CPU: numbers of the split, hardest first, -1 behind
+    a row that has fewer; nothing of the own image among them. `manifest` is the folder's candidates.json.
+
+    Read from a folder they are maps of its files, so that the ranks of a machine share the pages.
+    """
+
+    captions_of_image: Tensor
+    images_of_caption: Tensor
+    manifest: dict[str, Any]
+    folder: Path = Path("offline.candidates")
+
+    @classmethod
+    def read(cls, folder: Path, data_manifest: Manifest, split: str) -> Candidates:
+        """The folder's candidates, once format, split, corpus and checksums are those of `data_manifest`."""
+        folder = Path(folder)
+        path = folder / "candidates.json"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; name a folder made by tagsds-mine in offline.candidates.")
+        try:
+            manifest = json.loads(path.read_text())
+            if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
+                raise UserError(f"{path} is not of format {FORMAT} {VERSION}; run tagsds-mine again.")
+            made_for, made_of = manifest["split"], manifest["data_sha256"]
+            counts = {"images": manifest["images"], "captions": manifest["captions"]}
+            shapes = {
+                "captions_of_image": (manifest["images"], manifest["captions_per_image"]),
+                "images_of_caption": (manifest["captions"], manifest["images_per_caption"]),
+            }
+            sums = {name: manifest["sha256"][f"{name}.npy"] for name in shapes}
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a manifest of tagsds-mine ({error}); run tagsds-mine again.") from error
+        if made_for != split:
+            raise UserError(f"{path} is of split '{made_for}' and data.split is '{split}'; run tagsds-mine again for '{split}'.")
+        if made_of != sha256_of(data_manifest.folder / "manifest.json"):
+            raise UserError(f"{path} was mined in other shards than {data_manifest.folder}; run tagsds-mine again with these.")
+        for name, count in counts.items():
+            if count != data_manifest.splits[split][name]:
+                have = data_manifest.splits[split][name]
+                raise UserError(f"{path} counts {count} {name} where the shards hold {have}; run tagsds-mine again.")
+        tables = {name: _table(folder / f"{name}.npy", shape, sums[name]) for name, shape in shapes.items()}
+        return cls(tables["captions_of_image"], tables["images_of_caption"], manifest, folder)
+
+
+def _table(path: Path, shape: tuple[int, int], checksum: str) -> Tensor:
+    if not path.is_file():
+        raise UserError(f"{path} is named in candidates.json but missing; run tagsds-mine again.")
+    if sha256_of(path) != checksum:
+        raise UserError(f"{path} has another sha256 than candidates.json says; copy it again or run tagsds-mine again.")
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants it writable; copy on write leaves the file alone
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is no whole npy array; run tagsds-mine again.") from error
+    if array.dtype != np.int32 or array.shape != shape:
+        raise UserError(f"{path} is {array.dtype} {list(array.shape)}, not int32 {list(shape)}; run tagsds-mine again.")
+    return torch.from_numpy(array)
+
+
+def join_tables(path: Path, parts: Iterable[Path], rows: int, width: int) -> None:
+    """One table [rows, width] of the parts in order, a part in memory at a time."""
+    temporary = path.with_name(path.name + ".tmp")
+    table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int32, shape=(rows, width))
+    start = 0
+    for part in parts:
+        block = np.load(part, allow_pickle=False)
+        table[start : start + len(block)] = block
+        start += len(block)
+    assert start == rows, f"{path}: {start} of {rows} rows"
+    table.flush()
+    del table
+    os.replace(temporary, path)
+
+
+def write_manifest(folder: Path, data: Manifest, split: str, widths: tuple[int, int], about: dict[str, Any]) -> dict[str, Any]:
+    """candidates.json of a folder whose tables are written. `about` holds at least checkpoint and checkpoint_sha256."""
+    counts = data.splits[split]
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "split": split,
+        "images": counts["images"],
+        "captions": counts["captions"],
+        "captions_per_image": widths[0],
+        "images_per_caption": widths[1],
+        **about,
+        "data_sha256": sha256_of(data.folder / "manifest.json"),
+        "sha256": {f"{name}.npy": sha256_of(folder / f"{name}.npy") for name in TABLES},
+    }
+    write_json(folder / "candidates.json", manifest)
+    return manifest
+
+
+def write_candidates(
+    folder: Path, data: Manifest, split: str, captions_of_image: np.ndarray, images_of_caption: np.ndarray, about: dict[str, Any]
+) -> None:
+    """A whole folder from tables in memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in zip(TABLES, (captions_of_image, images_of_caption), strict=True):
+        write_npy(folder / f"{name}.npy", np.ascontiguousarray(table, dtype=np.int32))
+    write_manifest(folder, data, split, (captions_of_image.shape[1], images_of_caption.shape[1]), about)

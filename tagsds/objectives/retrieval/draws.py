@@ -1,0 +1,95 @@
+"""What the terms of a step draw without gradient: hard negatives, maskings, written sentences.
+
+Each is drawn when the first term asks for it and kept for the others, so that syn, mlm, disc and corr speak of the same sentences.
+Every draw has a generator of its own, so what one term asks for changes nothing of another's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from tagsds.data.bank import Bank
+from tagsds.data.vocabulary import Vocabulary
+from tagsds.draw import Draw
+from tagsds.formats.candidates import Candidates
+from tagsds.models.uniter import UniterModel
+from tagsds.negatives.offline import OfflineConfig, draw_from_ranks, images_in_ranks, mine_offline
+from tagsds.negatives.random import Hard, NegativesConfig, mine_random, mine_shared
+from tagsds.negatives.writer import Maskings, SyntheticConfig, Written, mask_captions, write_negatives
+from tagsds.scoring.scorer import Scorer
+
+
+@dataclass
+class Negatives:
+    """How negatives are found: the settings of the run, and who scores and writes them."""
+
+    random: NegativesConfig
+    synthetic: SyntheticConfig
+    offline: OfflineConfig
+    vocab: Vocabulary
+    model: UniterModel
+    scorer: Scorer
+
+
+@dataclass
+class Draws:
+    """The draws of a micro-batch. B = true pairs, K = hard negatives of a pair.
+
+    captions     int64 [B], numbers in the bank
+    candidates   offline candidates of the bank's split, for settings that draw from them
+    forwards     pairs that were forwarded without gradient so far
+    """
+
+    negatives: Negatives
+    bank: Bank
+    captions: Tensor
+    draw: Draw
+    candidates: Candidates | None = None
+    forwards: int = field(default=0, init=False)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The image of each true pair, int64 [B]."""
+        return self.bank.image_of_caption[self.captions]
+
+    @cached_property
+    def hard(self) -> tuple[Hard, Hard]:
+        """The hardest images of each caption and the hardest captions of each image: index int64 [B, K]."""
+        random, offline, scorer = self.negatives.random, self.negatives.offline, self.negatives.scorer
+        if random.shared:
+            self.forwards += len(self.captions) ** 2
+            return mine_shared(self.bank, self.captions, random.keep, scorer)
+        if not offline.replace_random:
+            self.forwards += 2 * random.count * len(self.captions)
+            return mine_random(self.bank, self.captions, random.count, random.keep, scorer, self.draw)
+        assert self.candidates is not None
+        ranks = offline.first, offline.last
+        if not offline.score:
+            generator = self.draw.generator(self.bank.device, "offline negatives")
+            return draw_from_ranks(self.candidates, self.bank, self.captions, random.keep, *ranks, generator)
+        self.forwards += (random.count + min(random.count, images_in_ranks(*ranks))) * len(self.captions)
+        return mine_offline(self.candidates, self.bank, self.captions, random.count, random.keep, *ranks, scorer, self.draw)
+
+    @property
+    def hard_are_ordered(self) -> bool:
+        """Whether the first of `hard` is the hardest: mining has scored them."""
+        return self.negatives.offline.score or not self.negatives.offline.replace_random
+
+    @cached_property
+    def maskings(self) -> Maskings:
+        """Each caption masked along its spans, `synthetic.maskings` times."""
+        generator = self.draw.generator(self.bank.device, "mask")
+        return mask_captions(self.bank, self.captions, self.negatives.synthetic, self.negatives.vocab, generator)
+
+    @cached_property
+    def written(self) -> Written:
+        """The hardest sentences that the encoder as it now is writes for each caption, at most `negatives.keep`."""
+        of = self.negatives
+        everything = write_negatives(
+            of.model, of.scorer, self.bank, self.captions, self.maskings, of.synthetic, of.vocab, self.draw
+        )
+        self.forwards += self.maskings.masked.shape[:2].numel() + len(everything.ids)
+        return everything.hardest(len(self.captions), of.random.keep)

@@ -1,0 +1,101 @@
+"""Fine-tuning as a list of loss terms over one packed forward (TAGS-DC, arXiv 2111.03349; AOQ, arXiv 2003.03669).
+
+Baseline = t2i + i2t; TAGS adds syn and mlm; TAGS-DC adds disc and corr; AOQ adds the quintuplet. Negatives are drawn without
+gradient; then ONE forward with gradient covers all that the terms ask for, so that DeepSpeed sees one forward and one backward a
+micro-batch.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from tagsds.data.bank import Bank
+from tagsds.data.vocabulary import Vocabulary
+from tagsds.draw import Draw
+from tagsds.errors import UserError, nearest
+from tagsds.formats.candidates import Candidates
+from tagsds.losses.quintuplet import QuintupletConfig
+from tagsds.models.uniter import UniterModel
+from tagsds.negatives.offline import OfflineConfig, check_ranks
+from tagsds.negatives.random import NegativesConfig
+from tagsds.negatives.writer import SyntheticConfig
+from tagsds.objectives.output import StepOutput
+from tagsds.objectives.retrieval.draws import Draws, Negatives
+from tagsds.objectives.retrieval.forward import Plan
+from tagsds.objectives.retrieval.settings import LossConfig
+from tagsds.objectives.retrieval.terms import TERMS, Quintuplet, Term
+from tagsds.scoring.scorer import Scorer
+
+
+class Settings(Protocol):
+    """The groups of a run's settings that this objective reads."""
+
+    loss: LossConfig
+    negatives: NegativesConfig
+    synthetic: SyntheticConfig
+    quintuplet: QuintupletConfig
+    offline: OfflineConfig
+
+
+def loss_terms(config: Settings) -> list[tuple[float, Term]]:
+    """(weight, term) of a stage. syn is among them whenever sentences are written: it counts what the filters leave."""
+    loss = config.loss
+    weights = {"t2i": loss.t2i, "i2t": loss.i2t}
+    if loss.writes:
+        weights |= {"syn": loss.syn} | {n: w for n, w in {"mlm": loss.mlm, "disc": loss.disc, "corr": loss.corr}.items() if w}
+    for name in loss.more:
+        if name not in TERMS:
+            raise UserError(f"loss.more.{name}: there is no such term; {nearest(name, TERMS)}")
+    terms = [(weight, TERMS[name](loss)) for name, weight in (weights | loss.more).items()]
+    if config.quintuplet.kind:
+        terms.append((config.quintuplet.weight, Quintuplet(config.quintuplet)))
+    return terms
+
+
+class RetrievalObjective(nn.Module):
+    """forward(bank, captions int64 [B], draw, candidates) -> StepOutput; `candidates` of the bank's split, where needed."""
+
+    def __init__(self, model: UniterModel, config: Settings, vocab: Vocabulary, scorer: Scorer) -> None:
+        super().__init__()
+        self.model, self.scorer = model, scorer
+        self.config = config
+        self.terms = loss_terms(config)
+        self.negatives = Negatives(config.negatives, config.synthetic, config.offline, vocab, model, scorer)
+
+    @staticmethod
+    def heads(config: Settings) -> list[str]:
+        """The heads this stage trains."""
+        return ["rank", *dict.fromkeys(head for _, term in loss_terms(config) for head in term.heads)]
+
+    @property
+    def writes(self) -> bool:
+        """Whether the encoder writes negative sentences."""
+        return self.config.loss.writes
+
+    def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
+        draws = Draws(self.negatives, bank, captions, draw, candidates)
+        plan = Plan(bank)
+        true_pairs = plan.captions(captions, draws.images)
+        asked = [term.ask(draws, plan, true_pairs) for _, term in self.terms]
+        states = plan.encode(self.model)
+        true = states.scores(true_pairs)
+        found = [term.value(what, draws, states, true) for what, (_, term) in zip(asked, self.terms, strict=True)]
+
+        total = sum(weight * out.loss for (weight, _), out in zip(self.terms, found, strict=True))
+        assert isinstance(total, Tensor)
+        output = StepOutput(total, {})
+        output.scores["true"] = true.detach()
+        for out in found:
+            output.terms |= out.losses
+            output.counters |= out.counters
+            output.scores |= out.scores
+        output.forwards = draws.forwards + len(states.pairs)
+        return output
+
+
+def check_candidates(config: Settings, candidates: Candidates) -> None:
+    """UserError where the candidates do not reach the ranks that the settings draw from."""
+    drawn = config.negatives.count if config.offline.score else config.negatives.keep
+    check_ranks(candidates, config.offline.first, config.offline.last, drawn if config.offline.replace_random else 1)

@@ -1,0 +1,34 @@
+"""Settings of the retrieval objective's losses: group `loss` of a recipe (TAGS-DC, arXiv 2111.03349)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class LossConfig:
+    margin: float = 0.2
+    """of the triplets t2i, i2t and syn, on s(I, T) in 0..1"""
+    t2i: float = 1.0
+    """weight of the triplet over hard images"""
+    i2t: float = 1.0
+    """weight of the triplet over hard captions"""
+    syn: float = 0.0
+    """lambda_syn, the triplet over written sentences; with mlm, disc and corr all zero no sentence is written"""
+    mlm: float = 0.0
+    """lambda_mlm, the cross entropy at the masked positions that the sentences are written from"""
+    disc: float = 0.0
+    """lambda_disc, the discrimination of replaced word pieces"""
+    corr: float = 0.0
+    """lambda_corr, the correction of written sentences"""
+    weight_replaced: float = 1.0
+    """disc: of the cross entropy of a replaced token"""
+    weight_kept: float = 0.11
+    """disc: of an original token, [CLS] and [SEP] among them"""
+    more: dict[str, float] = field(default_factory=dict)
+    """weights of further terms, by their name in `tagsds.objectives.retrieval.TERMS`"""
+
+    @property
+    def writes(self) -> bool:
+        """Whether the encoder writes negative sentences."""
+        return any((self.syn, self.mlm, self.disc, self.corr))

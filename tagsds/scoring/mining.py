@@ -1,0 +1,52 @@
+"""The most similar captions of images and images of captions in a bank, by a matcher as it now is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tagsds.data.bank import Bank
+from tagsds.models.matchers import Encoded, Matcher
+from tagsds.scoring.scorer import without_dropout
+from tagsds.scoring.search import Live, Store, search
+
+QUERIES, KEYS = 1024, 16384  # of a block
+
+
+def search_bank(
+    model: Matcher, bank: Bank, captions_per_image: int, images_per_caption: int, images: Tensor, captions: Tensor,
+    block: tuple[int, int] = (QUERIES, KEYS),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The rows of `images` (int64 [n], ascending) and of `captions` (int64 [m], ascending) with the matcher as it now is: int32
+    [n, Kc] and [m, Ki] on the CPU. What re-mining in training calls; each rank gives its share of the rows."""
+    with torch.no_grad(), without_dropout(model):
+        stores = Live(model, bank, True), Live(model, bank, False)
+        out = []
+        for of_images, rows, k in ((True, images, captions_per_image), (False, captions, images_per_caption)):
+            keys = stores[1] if of_images else stores[0]
+            found = [rows_of_queries(model, bank, of_images, part, keys, k, block[1]) for part in rows.split(block[0])]
+            out.append(torch.cat(found) if found else torch.empty(0, k, dtype=torch.int32))
+    return out[0], out[1]
+
+
+def rows_of_queries(model: Matcher, bank: Bank, of_images: bool, rows: Tensor, keys: Store, k: int, block_keys: int) -> Tensor:
+    """Search for queries that are not neighbours: a share of the rows."""
+
+    class Queries:
+        owners = rows if of_images else bank.image_of_caption[rows]
+
+        def block(self, start: int, stop: int):
+            if of_images:
+                return model.encode_images(bank.image_table(rows[start:stop]))
+            return model.encode_captions(bank.text_table(rows[start:stop]))
+
+    return torch.from_numpy(search(comparison(model, of_images), Queries(), keys, 0, len(rows), k, block_keys))
+
+
+def comparison(model: Matcher, queries_are_images: bool) -> Callable[[Encoded, Encoded], Tensor]:
+    """compare(queries, keys) -> [q, k] of a matcher, whichever side asks."""
+    if queries_are_images:
+        return model.compare
+    return lambda captions, images: model.compare(images, captions).T
