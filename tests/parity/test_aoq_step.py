@@ -86,10 +86,12 @@ def test_aoq_steps_equal_the_literal_loop(world: Path, candidates: Path, tmp_pat
     steps = steps_of(world, candidates, load_config(recipe, settings).seed)
     rows = literal.train(kind, w, buffers, config, steps, [2e-3, 2e-3, 2e-4, 2e-4])
 
+    assert any(len(set(step.number)) < PAIRS for step in steps), "two captions of one image must meet in a batch"
     for measured, expected in zip(launch.rows(tmp_path / "run"), rows, strict=True):
         assert {key.removeprefix("loss/") for key in measured if key.startswith("loss/")} == set(expected)
         for term, value in expected.items():
-            assert measured[f"loss/{term}"] == pytest.approx(value, rel=1e-5, abs=1e-6), term
+            # a hinge is a difference of numbers near 1
+            assert measured[f"loss/{term}"] == pytest.approx(value, rel=1e-5, abs=3e-6), term
     assert rows[0]["total"] != pytest.approx(rows[-1]["total"], rel=1e-3), "the loss must move for this to mean anything"
     assert all(any(row[term] > 0.01 for row in rows) for term in rows[0]), "every term must take part"
 
@@ -99,7 +101,7 @@ def test_aoq_steps_equal_the_literal_loop(world: Path, candidates: Path, tmp_pat
             continue  # BatchNorm takes it off again: its gradient is 0 but for rounding, of which Adam makes steps
         difference, moved = (trained[key] - value).abs().max(), (value - first[key]).abs().max()
         assert moved > 1e-3, key
-        assert difference < 1e-5 * value.abs().max() and difference < 2e-3 * moved, (key, float(difference), float(moved))
+        assert difference < 1e-5 * value.abs().max() and difference < 1e-3 * moved, (key, float(difference), float(moved))
     for key, value in buffers.items():
         if "running_var" in key or key == "image_norm.running_mean":
             torch.testing.assert_close(trained[key].double(), value, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
