@@ -24,6 +24,7 @@ from tagsds.draw import Draw, seed_of
 from tagsds.engine import checkpoint
 from tagsds.engine.build import (
     GradientNorm,
+    adam_eps,
     average_buffers,
     build_engine,
     build_optimiser,
@@ -123,7 +124,7 @@ def train(args: argparse.Namespace) -> None:
         candidates = offline.at(step, bank) if offline is not None else None
         lr = learning_rate(step, config.optimiser)
         for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"], group["eps"] = lr, adam_eps(step, config.optimiser)
         for micro in range(per_rank):
             draw = Draw(config.seed, step, world.rank * per_rank + micro)
             captions = source.positives(draw, config.batch.pairs, slots)

@@ -186,7 +186,7 @@ def test_published_fine_tuning(name):
     assert (config.synthetic.tau, config.negatives.keep) == (tau, keep)
     assert config.batch.pairs * config.batch.accumulation == acc
     # what all eight share
-    assert optimiser.eps == 1e-6  # the down-weighted terms have gradients of 1e-8 to 1e-7
+    assert optimiser.eps == 1e-6 and optimiser.eps_uncorrected  # the down-weighted terms have gradients of 1e-8 to 1e-7
     assert (optimiser.name, optimiser.betas, optimiser.weight_decay, optimiser.clip) == ("adamw", [0.9, 0.98], 0.01, 2.0)
     assert (loss.t2i, loss.i2t, loss.margin, loss.weight_replaced, loss.weight_kept) == (1.0, 1.0, 0.2, 1.0, 0.11)
     synthetic = config.synthetic
@@ -204,6 +204,7 @@ def test_published_pretraining():
     optimiser = config.optimiser
     assert (optimiser.lr, optimiser.steps, optimiser.warmup_steps, optimiser.clip) == (5e-5, 200_000, 10_000, 5.0)
     assert (optimiser.betas, optimiser.weight_decay, optimiser.eps) == ([0.9, 0.98], 0.01, 1e-6)
+    assert optimiser.eps_uncorrected
     assert config.pretrain.kl_reduction == "mean"
     assert (config.batch.tokens, config.batch.accumulation) == (10240, 2)
     assert config.pretrain.mix == {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 1, "mrc": 0}

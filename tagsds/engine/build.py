@@ -153,6 +153,11 @@ def learning_rate(step: int, config: OptimiserConfig) -> float:
     return config.lr * max(0.0, (config.steps - step) / max(1, config.steps - config.warmup_steps))
 
 
+def adam_eps(step: int, config: OptimiserConfig) -> float:
+    """Adam's eps at optimiser step `step`, from 0, for an optimiser that adds it behind the bias correction."""
+    return config.eps / (1 - config.betas[1] ** (step + 1)) ** 0.5 if config.eps_uncorrected else config.eps
+
+
 def lockstep_of(stage: int, world: World) -> Callable[[int], int]:
     """Under ZeRO-3 every forward gathers parameters from all ranks: agree on the largest number of chunks."""
     if stage < 3 or world.size == 1:

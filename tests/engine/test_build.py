@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tagsds.config import OptimiserConfig
-from tagsds.engine.build import build_optimiser, learning_rate, parameter_groups, train_only
+from tagsds.engine.build import adam_eps, build_optimiser, learning_rate, parameter_groups, train_only
 from tagsds.models import MATCHERS, UniterConfig, UniterModel
 from tagsds.models.uniter.initialise import HEADS
 
@@ -124,3 +124,11 @@ def test_a_matchers_biases_and_batch_norms_are_not_decayed():
     assert {id(p) for p in free["params"]} == plain
     assert not plain & {id(p) for p in decayed["params"]}
     assert len(decayed["params"]) + len(free["params"]) == len(list(matcher.parameters()))
+
+
+def test_eps_before_the_bias_correction_by_hand():
+    """sqrt(1 - b2^t) m / (sqrt(v) + eps) is m / (sqrt(v / (1 - b2^t)) + eps / sqrt(1 - b2^t))."""
+    config = OptimiserConfig(eps=1e-6, betas=[0.9, 0.98], eps_uncorrected=True)
+    assert adam_eps(0, config) == pytest.approx(1e-6 / 0.02**0.5) and adam_eps(1, config) == pytest.approx(1e-6 / 0.0396**0.5)
+    assert adam_eps(2000, config) == pytest.approx(1e-6, rel=1e-12)
+    assert adam_eps(0, OptimiserConfig(eps=1e-6)) == 1e-6

@@ -28,7 +28,8 @@ def learning_rate(step: int, config: OptimiserConfig) -> float:
 
 
 class AdamW:
-    """m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay p)."""
+    """m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps) + decay p): the
+    released AdamW adds eps before the bias of v is corrected."""
 
     def __init__(self, weights: Weights, config: OptimiserConfig) -> None:
         self.config = config
@@ -45,9 +46,9 @@ class AdamW:
             g, t = gradient * clipped, step + 1
             self.first[name] = b1 * self.first[name] + (1 - b1) * g
             self.second[name] = b2 * self.second[name] + (1 - b2) * g**2
-            mean, square = self.first[name] / (1 - b1**t), self.second[name] / (1 - b2**t)
+            moved = math.sqrt(1 - b2**t) / (1 - b1**t) * self.first[name] / (torch.sqrt(self.second[name]) + config.eps)
             decay = config.weight_decay if is_decayed(name) else 0.0
-            weights[name] = weights[name] - rate * (mean / (torch.sqrt(square) + config.eps) + decay * weights[name])
+            weights[name] = weights[name] - rate * (moved + decay * weights[name])
         return norm
 
 

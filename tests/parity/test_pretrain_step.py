@@ -5,8 +5,6 @@ of the gradient of every step, and the weights after the last.
 
 - The released pre-training adds the gradients of its 2 accumulated micro-batches, here they are averaged: clip 5.0 and eps 1e-6 act
   there as 2.5 and 5e-7 would here. (Fine-tuning divides, as here.)
-- The released AdamW adds eps to the root of the second moment before it corrects the bias: an eps of 1e-6 / sqrt(1 - 0.98^t), 7e-6
-  at the first step, 1.07e-6 at the hundredth.
 - The released schedule is one step ahead in the decay: (steps - t - 1) in the place of (steps - t) at step t, counted from 0; the
   rate of the last step is 1e-8.
 - The released optimiser decays the mask embedding and, since it looks for the name "LayerNorm", the weights of the LayerNorms named

@@ -53,6 +53,7 @@ def plain_losses(world: Path, overrides: list[str]) -> list[float]:
             total += report.total.item() / 2
         torch.nn.utils.clip_grad_norm_([*decay, *plain], 2.0)
         for group in optimiser.param_groups:
+            group["eps"] = 1e-6 / (1 - 0.98 ** (step + 1)) ** 0.5  # the published AdamW adds it before the bias correction
             group["lr"] = 1e-3 * ((step + 1) / 2 if step < 2 else (steps - step) / (steps - 2))
         optimiser.step()
         losses.append(total)
