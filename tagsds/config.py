@@ -45,8 +45,8 @@ class OptimiserConfig:
     """added to the root of Adam's second moment; the published encoder runs use 1e-6 (gradients of the down-weighted terms are
     as small as 1e-8), the matchers 1e-8"""
     eps_uncorrected: bool = False
-    """add eps to the root of the second moment before its bias is corrected, as the AdamW of the published encoder runs does: in the
-    usual form eps / sqrt(1 - beta2^t) at step t, 7 eps at the first one and eps in the long run"""
+    """add eps to the root of the second moment before its bias is corrected, as the AdamW of the published encoder runs does: in
+    the usual form eps / sqrt(1 - beta2^t) at step t, 7 eps at the first one and eps in the long run"""
     weight_decay: float = 0.01
     """not on biases and LayerNorm"""
     clip: float = 2.0
