@@ -1,14 +1,9 @@
 """tagsds-evaluate from end to end on a random model, in one process and in two; and what the user is told."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "retrieval"))
-import tiny_corpus as tiny
 
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
@@ -18,6 +13,7 @@ from tagsds.models import UniterModel
 from tagsds.models.load import ensure_rank_head, load_model
 from tagsds.models.uniter import Layout
 from tagsds.ranks import World
+from tests import tiny_corpus as tiny
 from tests.launch import run_two
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,15 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent / "retrieval"))
-import stand_in
-import tiny_corpus as tiny
-
 from tagsds import evaluate, report
 from tagsds.errors import UserError
 from tagsds.reporting import plots, sections
 from tagsds.reporting.pictures import data_uri, find_pictures
 from tagsds.reporting.runs import read_log, read_run, read_runs
+from tests import stand_in
+from tests import tiny_corpus as tiny
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use", "rect"}
 

@@ -4,8 +4,6 @@ import json
 import os
 
 import pytest
-import stand_in
-import tiny_corpus as tiny
 import torch
 
 from tagsds import evaluate as program
@@ -15,6 +13,8 @@ from tagsds.evaluators.evaluation import evaluate
 from tagsds.evaluators.metrics import ranks, recalls_of_ranks
 from tagsds.evaluators.rerank import order_keys, reranked, shortlist
 from tagsds.models.load import load_model
+from tests import stand_in
+from tests import tiny_corpus as tiny
 from tests.launch import ROOT, run_two
 
 

@@ -4,8 +4,6 @@ import json
 import math
 
 import pytest
-import stand_in
-import tiny_corpus as tiny
 import torch
 
 from tagsds import evaluate as program
@@ -15,6 +13,8 @@ from tagsds.evaluators.edits import tokenize_texts
 from tagsds.evaluators.ensemble import average, member_names
 from tagsds.evaluators.metrics import recalls
 from tagsds.models.load import load_model
+from tests import stand_in
+from tests import tiny_corpus as tiny
 
 
 @pytest.fixture(scope="module")

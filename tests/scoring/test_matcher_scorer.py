@@ -3,10 +3,7 @@
 import json
 
 import pytest
-import stand_in
-import tiny_corpus as tiny
 import torch
-from tagsds.scoring import matcher_scorer
 
 from tagsds import evaluate as program
 from tagsds.data.pairs import Pairs
@@ -15,8 +12,11 @@ from tagsds.errors import UserError
 from tagsds.evaluators.metrics import recalls
 from tagsds.models.load import load_model, read_config, read_encoder_config
 from tagsds.reporting.table import results_table
+from tagsds.scoring import matcher_scorer
 from tagsds.scoring.matcher_scorer import MatcherScorer, scorer_of
 from tagsds.scoring.scorer import Scorer, score_listed, score_matrix
+from tests import stand_in
+from tests import tiny_corpus as tiny
 
 
 @pytest.fixture(scope="module")
