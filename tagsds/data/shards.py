@@ -117,6 +117,7 @@ def load_shards(
     lengths: list[int] = []
     keys: list[str] = []
     texts: list[str] = []
+    caption_ids: list[str] = []
     spans: list[list[dict[str, Any]]] = []
     imported: list[list[int] | None] = []  # word pieces where the source had them
     image_of_caption: list[int] = []
@@ -136,6 +137,7 @@ def load_shards(
                 )
             for caption in json.loads(_member(sample, "captions.json", path)):
                 texts.append(caption["text"])
+                caption_ids.append(str(caption.get("id", "")))
                 spans.append(caption.get("spans", []))
                 imported.append(caption.get("ids"))
                 image_of_caption.append(len(keys))
@@ -168,6 +170,7 @@ def load_shards(
         texts=texts,
         keys=keys,
         background_class=getattr(manifest, "background_class", manifest.num_classes == 1601),
+        caption_ids=caption_ids,
     )
 
 

@@ -13,7 +13,9 @@ from tagsds.evaluators.metrics import recalls
 from tagsds.models.load import load_model, read_config, read_encoder_config
 from tagsds.reporting.table import results_table
 from tagsds.scoring import matcher_scorer
-from tagsds.scoring.matcher_scorer import MatcherScorer, scorer_of
+from tagsds.scoring.matcher_scorer import MatcherScorer
+from tagsds.scoring.protocol import model_class
+from tagsds.scoring.registry import scorer_of
 from tagsds.scoring.scorer import Scorer, score_listed, score_matrix
 from tests import stand_in
 from tests import tiny_corpus as tiny
