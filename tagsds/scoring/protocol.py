@@ -62,4 +62,5 @@ class PairScorer(Protocol):
 
 def model_class(config: Any) -> type[RetrievalModel]:
     """The class that AutoModel makes from a config, so that its statements can be read before any weight is."""
-    return AutoModel._model_mapping[type(config)]
+    found: Any = AutoModel._model_mapping[type(config)]
+    return found
