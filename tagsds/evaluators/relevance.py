@@ -142,10 +142,11 @@ def places(scores: Tensor, queries: Queries, most: int | None = None) -> Tensor:
     The place of the j-th best true item is j plus the number of other items that score at least as high as it: of equal scores the
     true one comes last. Behind a query's last true item stands a place behind all items.
     """
-    order = (queries.true >= 0).sum(1).argsort(stable=True)  # of like counts, so that few comparisons are in vain
+    # by counts, so that few comparisons are in vain; where one comparison does, in the order in which the scores lie in memory
+    order = ((queries.true >= 0).sum(1) if most is None else queries.queries).argsort(stable=True)
     out = torch.full_like(queries.true, scores.shape[1])[:, :most]
     for part in order.split(ROWS):
-        rows = scores[queries.queries[part].to(scores.device)]
+        rows = scores.index_select(0, queries.queries[part].to(scores.device))
         true = queries.true[part].to(scores.device)
         true = true[:, : int((true >= 0).sum(1).max())]
         found = rows.gather(1, true.clamp(min=0)).masked_fill(true < 0, -torch.inf).sort(dim=1, descending=True).values[:, :most]
@@ -200,7 +201,7 @@ class RelevanceEvaluator(Evaluator):
         scores = subject.matrix
         rows, columns = self.match.images.to(scores.device), self.match.captions.to(scores.device)
         whole = (len(rows), len(columns)) == scores.shape  # in order then, for both number the ranked ones upwards
-        part = scores if whole else scores[rows[:, None], columns]
+        part = scores if whole else scores.index_select(0, rows).index_select(1, columns)
         text, image = self.of_side(part, self.match.text), self.of_side(part.T, self.match.image)
         figures = {f"text_{name}": value for name, value in text.items()} | {f"image_{name}": v for name, v in image.items()}
         return {self.name: self.total(figures) | self.match.counts}

@@ -148,7 +148,7 @@ def test_folds_see_only_their_own_images_and_captions():
 
 
 def test_folds_want_the_right_number_of_images():
-    with pytest.raises(UserError, match=r"5000 images, the scores have 3.*--coco-folds"):
+    with pytest.raises(UserError, match=r"5000 images, the scores have 3.*coco-folds"):
         coco_folds(SCORES, OWNER)
 
 
