@@ -10,7 +10,7 @@ Interval = tuple[float, float, float]  # value, low, high, %
 
 @dataclass
 class Cell:
-    """Text; `best` of its column is bold; `note` stands behind it, small; `edge` begins a group of columns."""
+    """Text; `best` of its column is bold; `note` stands behind it, small."""
 
     text: str
     best: bool = False
