@@ -31,6 +31,7 @@ setup(
         "lmdb": ["lmdb", "msgpack", "lz4"],
         "spacy": ["spacy"],
         "faiss": ["faiss-cpu"],
+        "eccv": ["eccv_caption==0.1.0"],  # relevance data of ECCV Caption and CxC
         "dev": [
             "pytest",
             "ruff==0.17.5",

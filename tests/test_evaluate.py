@@ -1,23 +1,24 @@
 """tagsds-evaluate from end to end on a random model, in one process and in two; and what the user is told."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "retrieval"))
-import tiny_corpus as tiny
-
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.evaluators.edits import score_edits
 from tagsds.evaluators.metrics import recalls
+from tagsds.evaluators.pairs_file import read_pairs
+from tagsds.evaluators.protocol import first_captions
+from tagsds.evaluators.recall import shared_captions
 from tagsds.models import UniterModel
 from tagsds.models.load import ensure_rank_head, load_model
 from tagsds.models.uniter import Layout
 from tagsds.ranks import World
+from tagsds.scoring.scorer import Scorer
+from tests import tiny_corpus as tiny
 from tests.launch import run_two
 
 
@@ -71,7 +72,7 @@ def test_end_to_end(corpus, run_folder, edits, capsys):
     results = json.loads((run_folder / "results-test.json").read_text())
 
     bank, _ = load_bank(corpus, "test")
-    captions = program.first_captions(bank, 8, 5)
+    captions = first_captions(bank, 8, 5)
     assert len(captions) == 40 and bank.num_captions == 44  # the sixth captions are left out
     with torch.no_grad():
         scores = score_plainly(load_model(run_folder / "export"), bank, captions)
@@ -83,7 +84,7 @@ def test_end_to_end(corpus, run_folder, edits, capsys):
 
     assert results["shared_captions"] == 0
     bank.texts[int(captions[-1])] = bank.texts[0]
-    assert program.shared_captions(bank, captions) == 2
+    assert shared_captions(bank, captions) == 2
 
     first = results["examples"][0]
     assert first["caption"] == tiny.captions_of(0)[0] and first["image"] == tiny.key(0)
@@ -102,9 +103,9 @@ def test_end_to_end(corpus, run_folder, edits, capsys):
 def test_edits_are_scored_with_their_own_images(corpus, run_folder, edits):
     bank, _ = load_bank(corpus, "test")
     model, words = load_model(run_folder / "export"), tiny.tokenizer()
-    (kind,) = program.read_pairs([edits], bank.keys)
-    true, false = program.score_edits(program.Scorer(model), bank, words, kind.pairs, World())
-    captions = program.first_captions(bank, 8, 1)  # the true captions are the images' first ones
+    (kind,) = read_pairs([edits], bank.keys)
+    true, false = score_edits(Scorer(model), bank, words, kind.pairs, World())
+    captions = first_captions(bank, 8, 1)  # the true captions are the images' first ones
     with torch.no_grad():
         expected = score_plainly(model, bank, captions).diagonal()
     torch.testing.assert_close(true, expected, atol=1e-5, rtol=1e-5)
@@ -232,7 +233,7 @@ def test_bad_options(corpus, run_folder, tmp_path, capsys):
     base = ["--checkpoint", run_folder, "--data", corpus]
     assert "no split 'tset'" in fails(capsys, *base, "--split", "tset")
     assert "more than the 8 images" in fails(capsys, *base, "--first", 9)
-    assert "--coco-folds needs 5000 images" in fails(capsys, *base, "--coco-folds")
+    assert "coco-folds needs 5000 images" in fails(capsys, *base, "--coco-folds")
     assert "--first is 0" in fails(capsys, *base, "--first", 0)
     assert "nothing to do" in fails(capsys, *base, "--no-retrieval")
     path = tiny.write_edits(tmp_path / "obj.json", images=9)

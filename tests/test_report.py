@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent / "retrieval"))
-import stand_in
-import tiny_corpus as tiny
-
 from tagsds import evaluate, report
 from tagsds.errors import UserError
+from tagsds.evaluators.metrics import wilson
+from tagsds.evaluators.recall import chance
 from tagsds.reporting import plots, sections
 from tagsds.reporting.pictures import data_uri, find_pictures
 from tagsds.reporting.runs import read_log, read_run, read_runs
+from tests import stand_in
+from tests import tiny_corpus as tiny
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use", "rect"}
 
@@ -204,13 +203,21 @@ def test_results_alone_are_enough(runs, tmp_path):
     assert "No run recorded the scores of its mined and written negatives" in page.texts["scores"]
 
 
+def tables_of(folders, colours):
+    """Those of section "recall", as they reach the template."""
+    (section,) = [s for s in sections.evaluations(read_runs(folders), colours) if s["id"] == "recall"]
+    return [part["table"] for part in section["parts"]]
+
+
 def test_sets_of_another_size_stand_in_another_table(runs, corpus, tmp_path):
     tiny.write_checkpoint(tmp_path / "small" / "export")
     evaluate.main(["--checkpoint", str(tmp_path / "small"), "--data", str(corpus), "--first", "4"])
-    tables = sections.recall_tables(read_runs([*runs, tmp_path / "small"]), {"tags": 1, "tags-dc": 2, "small": 3})
-    assert sorted((t["images"], len(t["rows"])) for t in tables) == [(4, 1), (8, 2)]
-    best = [sum(cell["best"] for cell in row["cells"]) for t in tables if len(t["rows"]) == 2 for row in t["rows"]]
-    assert sum(best) >= 9  # one at least in each column
+    tables = tables_of([*runs, tmp_path / "small"], {"tags": 1, "tags-dc": 2, "small": 3})
+    small, both = sorted(tables, key=lambda table: len(table.rows))  # a row a run, and one of chance
+    assert (len(small.rows), len(both.rows)) == (2, 3) and ": 4 images" in small.title and ": 8 images" in both.title
+    assert not any(cell.best for row in small.rows for cell in row.cells)
+    assert sum(cell.best for row in both.rows for cell in row.cells) >= 9  # one at least in each column
+    assert not any(cell.best for cell in both.rows[-1].cells) and both.rows[-1].chance
 
 
 def test_an_ensemble_and_a_reranking(corpus, runs, tmp_path):
@@ -219,19 +226,16 @@ def test_an_ensemble_and_a_reranking(corpus, runs, tmp_path):
     options = ["--ensemble", runs[1], "--shortlist", tmp_path / "vsrn", "--rerank", 2, 5]
     evaluate.main([*map(str, ["--checkpoint", tmp_path / "reranked", "--data", corpus, *options])])
     results = json.loads((tmp_path / "reranked" / "results-test.json").read_text())
-    found, colours = read_runs([tmp_path / "reranked"]), {"reranked": 1}
-    single, ensemble = sections.recall_tables(found, colours)
-    assert (single["title"], ensemble["title"]) == ("Split “test”", "Split “test”, ensembles")
-    assert [cell["value"] for cell in single["rows"][0]["cells"]][6] == results["recalls"]["rsum"]
-    assert [cell["value"] for cell in ensemble["rows"][0]["cells"]][6] == results["ensemble"]["recalls"]["rsum"]
-    assert ensemble["rows"][0]["note"] == "average of reranked, tags-dc"
-    (table,) = sections.rerankings(found, colours)
-    assert [row["label"] for row in table["rows"]] == [
+    single, ensemble, table = tables_of([tmp_path / "reranked"], {"reranked": 1})
+    size = "8 images, 40 captions"
+    assert (single.title, ensemble.title) == (f"Split “test”: {size}", f"Split “test”, ensembles: {size}")
+    assert single.rows[0].cells[6].text == f"{results['recalls']['rsum']:.1f}"
+    assert ensemble.rows[0].cells[6].text == f"{results['ensemble']['recalls']['rsum']:.1f}"
+    assert ensemble.rows[0].note == "average of reranked, tags-dc"
+    assert [row.label for row in table.rows] == [
         "the matcher alone", "its first 2, reranked", "its first 5, reranked", "every pair",
     ]  # fmt: skip
-    assert [row["cost"] and row["cost"][0] for row in table["rows"]] == [
-        None, *(row["pairs_scored"] for row in results["rerank"]), 320,
-    ]  # fmt: skip
+    assert [row.cells[9].text for row in table.rows] == ["–", *(str(row["pairs_scored"]) for row in results["rerank"]), "320"]
     page = check_page(report.render(read_runs([tmp_path / "reranked"])))
     for text in ("average of reranked, tags-dc", "its first 5, reranked", "every pair", "in the list, %"):
         assert text in page.texts["recall"]
@@ -300,18 +304,18 @@ def test_pictures_are_found_and_made_small(corpus):
 
 def test_chance_is_exact_on_a_small_case():
     # two images with two captions each: the best own caption is first with probability 1/2, second 1/3, third 1/6
-    figures = sections.chance(2, 4)
+    figures = chance(2, 4)
     assert figures[0] == pytest.approx(50) and figures[3] == pytest.approx(50)
     assert figures[1] == figures[2] == figures[4] == figures[5] == 100
     assert figures[7:] == [1, 1.5]
-    big = sections.chance(1000, 5000)
+    big = chance(1000, 5000)
     assert big[0] == pytest.approx(0.1) and big[3] == pytest.approx(0.1)
     assert big[7] == pytest.approx(5000 * (1 - 0.5**0.2), rel=0.01)
 
 
 def test_helpers_of_the_plots():
-    assert plots.wilson(50.0, 100) == pytest.approx((40.4, 59.6), abs=0.05)
-    assert plots.wilson(100.0, 8)[1] == pytest.approx(100)
+    assert wilson(50.0, 100) == pytest.approx((40.4, 59.6), abs=0.05)
+    assert wilson(100.0, 8)[1] == pytest.approx(100)
     assert plots.thin(np.arange(10.0), 5).tolist() == [0.5, 2.5, 4.5, 6.5, 8.5]
     assert plots.smooth(np.full(50, 3.0)) == pytest.approx(3.0)
     assert plots.smooth(np.arange(200.0))[50:150] == pytest.approx(np.arange(50.0, 150.0))  # no lag

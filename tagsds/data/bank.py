@@ -23,6 +23,7 @@ class Bank:
     boxes              float32 [sum regions, 4], x1 y1 x2 y2 in 0..1
     classes            float16 [sum regions, C] soft labels, or None
     texts, keys        the captions as written; the images' ids
+    caption_ids        the captions' ids as the shards give them; COCO's annotation ids where the corpus was packed from COCO
     background_class   column 0 of the soft labels stands for background
     """
 
@@ -36,6 +37,7 @@ class Bank:
     texts: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     background_class: bool = False
+    caption_ids: list[str] = field(default_factory=list)
 
     @property
     def num_captions(self) -> int:
@@ -76,6 +78,7 @@ class Bank:
             self.texts,
             self.keys,
             self.background_class,
+            self.caption_ids,
         )
 
     def gib(self) -> float:

@@ -127,6 +127,7 @@ def load_shards(
     lengths: list[int] = []
     keys: list[str] = []
     texts: list[str] = []
+    caption_ids: list[str] = []
     spans: list[list[dict[str, Any]]] = []
     imported: list[list[int] | None] = []  # word pieces where the source had them
     image_of_caption: list[int] = []
@@ -146,6 +147,7 @@ def load_shards(
                 )
             for caption in json.loads(_member(sample, "captions.json", path)):
                 texts.append(caption["text"])
+                caption_ids.append(str(caption.get("id", "")))
                 spans.append(caption.get("spans", []))
                 imported.append(caption.get("ids"))
                 image_of_caption.append(len(keys))
@@ -178,6 +180,7 @@ def load_shards(
         texts=texts,
         keys=keys,
         background_class=manifest.background_class,
+        caption_ids=caption_ids,
     )
 
 

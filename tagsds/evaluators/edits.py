@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +16,19 @@ from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.errors import UserError
-from tagsds.evaluators.metrics import pair_accuracy
-from tagsds.evaluators.pairs_file import EditPair, EditSet
+from tagsds.evaluators.console import text_table
+from tagsds.evaluators.metrics import pair_accuracy, wilson
+from tagsds.evaluators.pairs_file import EditPair, EditSet, list_files, read_pairs
+from tagsds.evaluators.protocol import Evaluator, Plan, Subject
+from tagsds.evaluators.section import Bars, Cell, Interval, Row, Section, Table
 from tagsds.models.load import positions_of_model
 from tagsds.ranks import World
-from tagsds.scoring.scorer import PairScorer
+from tagsds.scoring.protocol import PairScorer
+
+INTRO = (
+    "Each pair is a true caption and the same caption with one thing changed. The figure is the percentage of pairs in which the "
+    "true caption scores strictly higher with its image; guessing reaches 50 %. Lines are 95 % intervals (Wilson)."
+)
 
 
 def score_edits(
@@ -57,3 +69,106 @@ def accuracies(edits: Sequence[EditSet], scores: Sequence[tuple[Tensor, Tensor]]
         kind.kind: {"accuracy": pair_accuracy(true, false), "pairs": len(kind.pairs), "skipped": kind.skipped}
         for kind, (true, false) in zip(edits, scores, strict=True)
     }
+
+
+@dataclass(frozen=True)
+class EditsSettings:
+    """files: JSON files in SugarCrepe's layout, or folders of them; a file is a kind of edit.
+    skip_missing: leave out pairs whose image is not in the split, else they are an error."""
+
+    files: tuple[Path, ...]
+    skip_missing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", tuple(Path(file) for file in self.files))
+
+
+class Edits(Evaluator):
+    """`edits` of the results file. Any image of the bank may be meant, whether it is ranked or not."""
+
+    name = "edits"
+    Settings = EditsSettings
+    ranks = False
+    needs_matrix = False
+    any_image = True
+
+    def __init__(self, settings: EditsSettings) -> None:
+        super().__init__(settings)
+        self.kinds: list[EditSet] = []
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--pairs", type=Path, nargs="+", default=[], metavar="FILE", help="edited captions, JSON")
+        parser.add_argument("--skip-missing-pairs", action="store_true", help="leave out pairs of images outside the split")
+
+    @classmethod
+    def implied_by(cls, options: argparse.Namespace) -> bool:
+        return bool(options.pairs)
+
+    @classmethod
+    def settings_of(cls, options: argparse.Namespace) -> dict[str, Any]:
+        return {"files": options.pairs, "skip_missing": options.skip_missing_pairs} if options.pairs else {}
+
+    def check(self, plan: Plan) -> None:
+        list_files(self.settings.files)
+
+    def prepare(self, subject: Subject) -> None:
+        self.kinds = read_pairs(self.settings.files, subject.bank.keys, self.settings.skip_missing)
+
+    def score(self, subject: Subject) -> None:
+        for kind in self.kinds:
+            subject.once(key_of(kind), 2 * len(kind.pairs), partial(score_kind, subject, kind))
+
+    def headline(self, subject: Subject) -> dict[str, Any]:
+        scores = [subject.scores[key_of(kind)] for kind in self.kinds]
+        return {"edits": accuracies(self.kinds, [(both[:, 0], both[:, 1]) for both in scores])}
+
+    def sources(self) -> dict[str, Any]:
+        return {"pairs": [str(kind.file) for kind in self.kinds]}
+
+    @classmethod
+    def table(cls, results: Mapping[str, Any]) -> str | None:
+        return edits_table(results["edits"], "true above edited caption") if results.get("edits") else None
+
+    @classmethod
+    def section(cls, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
+        tables = {run: {k: e for result in results for k, e in result.get("edits", {}).items()} for run, results in runs.items()}
+        tables = {run: table for run, table in tables.items() if table}
+        absent = "No run has been evaluated on edited captions. Give tagsds-evaluate a file or folder of them with --pairs."
+        return Section("edits", parts_of(tables) if tables else [], "Edited captions", INTRO, absent)
+
+
+def key_of(kind: EditSet) -> str:
+    """Of its scores in the subject."""
+    return f"edits/{kind.kind}"
+
+
+def score_kind(subject: Subject, kind: EditSet) -> Tensor | None:
+    """Collective: [N, 2] of a kind's true and false captions; None on all ranks but the first."""
+    true, false = score_edits(
+        subject.pair_scorer, subject.bank, subject.tokenizer, kind.pairs, subject.world, subject.progress
+    )
+    return None if true is None or false is None else torch.stack([true, false], dim=1)
+
+
+def edits_table(edits: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """A row a kind of edit."""
+    rows = [[kind, f"{e['accuracy']:.1f}", str(e["pairs"]), str(e["skipped"])] for kind, e in edits.items()]
+    return text_table([title, "%", "pairs", "skipped"], rows)
+
+
+def parts_of(tables: Mapping[str, Mapping[str, Any]]) -> list[Table | Bars]:
+    """A plot and a table of accuracies, {run: {kind of edit: its figures}}."""
+    kinds = sorted({kind for table in tables.values() for kind in table})
+    intervals: dict[str, list[Interval | None]] = {}
+    for run, table in tables.items():
+        entries = [table.get(kind) for kind in kinds]
+        intervals[run] = [e and (e["accuracy"], *wilson(e["accuracy"], e["pairs"])) for e in entries]
+    labels = [kind.replace("_", " ") for kind in kinds]
+    counts = [", ".join({str(t[kind]["pairs"]): None for t in tables.values() if kind in t}) for kind in kinds]
+    rows = [
+        Row(run, [Cell(f"{v[0]:.1f}", note=f"[{v[1]:.1f}, {v[2]:.1f}]") if v else Cell("–") for v in values], run)
+        for run, values in intervals.items()
+    ]
+    figures = Table("", "run", labels, rows, header_notes=[f"{count} pairs" for count in counts])
+    return [Bars("Accuracy by kind of edit", labels, intervals), figures]

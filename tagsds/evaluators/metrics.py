@@ -10,8 +10,10 @@ breaks them); the released code of TAGS and AOQ ranked fp16 scores this way (met
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,10 @@ ROWS = 256  # images compared at a time; bounds the memory of the comparisons to
 
 @dataclass(frozen=True)
 class Recalls:
-    """Percentages 0..100; `rsum` is the sum of the six; medians are ranks counted from 1."""
+    """Percentages 0..100; `rsum` is the sum of the six; medians are ranks counted from 1.
+
+    further   {"text_rN", "image_rN": percentage} of other N
+    """
 
     text_r1: float
     text_r5: float
@@ -36,10 +41,11 @@ class Recalls:
     image_median: float
     images: int
     captions: int
+    further: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float | int]:
-        """The fields by name, for JSON."""
-        return asdict(self)
+        """The figures by name, for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "further"} | self.further
 
 
 def ranks(scores: Tensor, image_of_caption: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,18 +70,20 @@ def ranks(scores: Tensor, image_of_caption: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(text_ranks), image_ranks
 
 
-def recalls(scores: Tensor, image_of_caption: Tensor) -> Recalls:
-    """All figures of a score matrix [I, C]."""
-    return recalls_of_ranks(*ranks(scores, image_of_caption))
+def recalls(scores: Tensor, image_of_caption: Tensor, at: Sequence[int] = ()) -> Recalls:
+    """All figures of a score matrix [I, C]; `at`: N of further R@N than 1, 5 and 10."""
+    return recalls_of_ranks(*ranks(scores, image_of_caption), at)
 
 
-def recalls_of_ranks(text_ranks: Tensor, image_ranks: Tensor) -> Recalls:
+def recalls_of_ranks(text_ranks: Tensor, image_ranks: Tensor, at: Sequence[int] = ()) -> Recalls:
     """Ranks counted from 0, int64 [I] and [C]."""
     t1, t5, t10 = (recall_at(text_ranks, k) for k in (1, 5, 10))
     i1, i5, i10 = (recall_at(image_ranks, k) for k in (1, 5, 10))
     rsum = t1 + t5 + t10 + i1 + i5 + i10
     medians = median(text_ranks) + 1, median(image_ranks) + 1
-    return Recalls(t1, t5, t10, i1, i5, i10, rsum, *medians, text_ranks.numel(), image_ranks.numel())
+    sides = ("text", text_ranks), ("image", image_ranks)
+    further = {f"{side}_r{n}": recall_at(found, n) for side, found in sides for n in sorted({*at} - {1, 5, 10})}
+    return Recalls(t1, t5, t10, i1, i5, i10, rsum, *medians, text_ranks.numel(), image_ranks.numel(), further)
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
@@ -90,7 +98,9 @@ def median(values: Tensor) -> float:
     return float(ordered[(count - 1) // 2] + ordered[count // 2]) / 2
 
 
-def coco_folds(scores: Tensor, image_of_caption: Tensor, folds: int = 5, images_per_fold: int = 1000) -> Recalls:
+def coco_folds(
+    scores: Tensor, image_of_caption: Tensor, folds: int = 5, images_per_fold: int = 1000, at: Sequence[int] = ()
+) -> Recalls:
     """COCO's "1K" figures: mean over consecutive folds of images, each with its own captions only.
 
     Every field is the mean of the folds' (rsum and medians too); images and captions are those of one fold.
@@ -98,7 +108,7 @@ def coco_folds(scores: Tensor, image_of_caption: Tensor, folds: int = 5, images_
     if folds * images_per_fold != scores.shape[0]:
         raise UserError(
             f"{folds} folds of {images_per_fold} images need {folds * images_per_fold} images, the scores have "
-            f"{scores.shape[0]}; leave --coco-folds away for this split."
+            f"{scores.shape[0]}; leave coco-folds away for this split."
         )
     check_scores(scores, image_of_caption)
     parts = []
@@ -107,15 +117,17 @@ def coco_folds(scores: Tensor, image_of_caption: Tensor, folds: int = 5, images_
         inside = (image_of_caption >= first) & (image_of_caption < first + images_per_fold)
         captions = inside.nonzero().squeeze(1)
         part = scores[first : first + images_per_fold].index_select(1, captions.to(scores.device))
-        parts.append(recalls(part, image_of_caption[captions] - first))
+        parts.append(recalls(part, image_of_caption[captions] - first, at))
     return mean_recalls(parts)
 
 
 def mean_recalls(parts: Iterable[Recalls]) -> Recalls:
     """Field by field; the counts are rounded."""
     parts = list(parts)
-    mean = {f.name: sum(getattr(p, f.name) for p in parts) / len(parts) for f in fields(Recalls)}
-    return Recalls(**{k: round(v) if k in ("images", "captions") else v for k, v in mean.items()})
+    mean: dict[str, Any] = {name: sum(part.as_dict()[name] for part in parts) / len(parts) for name in parts[0].as_dict()}
+    further = {name: mean.pop(name) for name in parts[0].further}
+    mean |= {name: round(mean[name]) for name in ("images", "captions")}
+    return Recalls(**mean, further=further)
 
 
 def pair_accuracy(true_scores: Tensor, false_scores: Tensor) -> float:
@@ -143,3 +155,11 @@ def check_scores(scores: Tensor, image_of_caption: Tensor) -> None:
                 f"the score of image {image} with caption {caption} is NaN; the checkpoint is broken "
                 "(look at its last losses), or use --dtype fp32."
             )
+
+
+def wilson(percent: float, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion in per cent, after Wilson (1927): holds near 0 and 100 too."""
+    z, p = 1.96, percent / 100
+    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return 100 * (middle - half), 100 * (middle + half)

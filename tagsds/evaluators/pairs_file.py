@@ -80,6 +80,12 @@ def read_file(path: Path, index: KeyIndex, skip_missing: bool) -> EditSet:
     return EditSet(path.stem, path, pairs, len(missing))
 
 
+def coco_number(key: str) -> int | None:
+    """COCO's number of an image key: 391895 of `COCO_val2014_000000391895`, `000000391895` and `391895`; None of others."""
+    number = key.rsplit("_", 1)[-1] if key.startswith("COCO_") else key
+    return int(number) if number.isdecimal() else None
+
+
 class KeyIndex:
     """Finds a file name among image keys: by its stem, or by COCO's number.
 
@@ -91,9 +97,9 @@ class KeyIndex:
         self._rows = {key: row for row, key in enumerate(keys)}
         self._numbers: dict[int, int] = {}
         for row, key in enumerate(keys):
-            number = key.rsplit("_", 1)[-1] if key.startswith("COCO_") else key
-            if number.isdecimal():
-                self._numbers.setdefault(int(number), row)
+            number = coco_number(key)
+            if number is not None:
+                self._numbers.setdefault(number, row)
 
     def find(self, filename: str) -> int | None:
         """Row of the image, or None."""

@@ -1,183 +1,159 @@
-"""Shortlist, then rerank: a matcher scores every pair, the encoder only each query's first K.
-
-The encoder needs a forward for every pair, the matcher one for every image and every caption; so the cost of an exact
-evaluation, I x C forwards, falls to at most K x (I + C). What is not shortlisted stays behind what is, in the matcher's order.
-
-Shapes: I images, C captions, P pairs; a pair's number is image * C + caption.
-"""
+"""What a matcher shortlists and the pair encoder reranks, against exact scoring: recalls, pairs and seconds (see `shortlist`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from tagsds.data.bank import Bank
 from tagsds.errors import UserError
-from tagsds.evaluators.metrics import ROWS, check_scores, ranks, recalls, recalls_of_ranks
-from tagsds.ranks import World
-from tagsds.scoring.scorer import PairScorer, clock, score_listed
-
-ABOVE = 2.0**33  # more than any two order keys are apart
+from tagsds.evaluators.console import DEFAULT_AT, duration, recall_columns, recall_table, text_table
+from tagsds.evaluators.further import Further
+from tagsds.evaluators.protocol import MATRIX, Evaluator, Plan, Subject
+from tagsds.evaluators.recall import cells_of, every, recall_groups
+from tagsds.evaluators.section import Cell, Row, Section, Table
+from tagsds.evaluators.shortlist import rerank_results, score_shortlists
+from tagsds.scoring.registry import SCORERS
 
 
 @dataclass(frozen=True)
-class Shortlist:
-    """`captions_of_image` int64 [I, k], `images_of_caption` int64 [C, k']: best first; k and k' are cut to C and I."""
+class RerankSettings:
+    """shortlist: the checkpoint of a matcher, which ranks everything. ks: the first K of a query are scored again, for each K."""
 
-    captions_of_image: Tensor
-    images_of_caption: Tensor
+    shortlist: Path
+    ks: tuple[int, ...]
 
-    def cut(self, k: int) -> Shortlist:
-        """The first k of each."""
-        return Shortlist(self.captions_of_image[:, :k], self.images_of_caption[:, :k])
-
-    def of_images(self) -> Tensor:
-        """bool [I, C]: captions in the list of the image."""
-        inside = torch.zeros(self.shape, dtype=torch.bool, device=self.captions_of_image.device)
-        return inside.scatter_(1, self.captions_of_image, True)
-
-    def of_captions(self) -> Tensor:
-        """bool [I, C]: images in the list of the caption."""
-        inside = torch.zeros(self.shape, dtype=torch.bool, device=self.captions_of_image.device)
-        return inside.scatter_(0, self.images_of_caption.T, True)
-
-    def pairs(self) -> Tensor:
-        """Numbers of the pairs in either list, each once, image by image: int64 [P]."""
-        return (self.of_images() | self.of_captions()).flatten().nonzero().squeeze(1)
-
-    def recall(self, image_of_caption: Tensor) -> dict[str, float]:
-        """Percentage of images with an own caption in their list ('text'), of captions with their image in it ('image')."""
-        image_of_caption = image_of_caption.to(self.captions_of_image.device)
-        images = torch.arange(len(self.captions_of_image), device=image_of_caption.device)
-        text = (image_of_caption[self.captions_of_image] == images[:, None]).any(1)
-        image = (self.images_of_caption == image_of_caption[:, None]).any(1)
-        return {"text": 100.0 * int(text.sum()) / len(text), "image": 100.0 * int(image.sum()) / len(image)}
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.captions_of_image), len(self.images_of_caption)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shortlist", Path(self.shortlist))
+        object.__setattr__(self, "ks", tuple(self.ks))
 
 
-def shortlist(similarity: Tensor, k: int) -> Shortlist:
-    """The k best of each row and of each column of similarity [I, C]; of equal ones the lower number."""
-    return Shortlist(_best(similarity, k), _best(similarity.T, k))
+class Rerank(Evaluator):
+    """`shortlist` and `rerank` of the results file, and `exact`, the cost of scoring all pairs, where that was done too."""
+
+    name = "rerank"
+    Settings = RerankSettings
+    needs_matrix = False
+
+    def __init__(self, settings: RerankSettings) -> None:
+        super().__init__(settings)
+        self.further: Further | None = None
+        self.matcher: Subject | None = None
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--shortlist", type=Path, metavar="RUN", help="a matcher that chooses what is scored (--rerank)")
+        parser.add_argument("--rerank", type=int, nargs="+", default=[], metavar="K", help="score the matcher's first K again")
+        parser.add_argument("--no-exact", action="store_true", help="with --shortlist: leave the exact scoring away")
+
+    @classmethod
+    def check_options(cls, options: argparse.Namespace) -> None:
+        for k in options.rerank:
+            if k < 1:
+                raise UserError(f"--rerank is {k}; give a whole number of at least 1.")
+        if options.rerank and not options.shortlist:
+            raise UserError("--rerank needs a matcher to choose the pairs; give its run with --shortlist.")
+        if options.shortlist and not options.rerank:
+            raise UserError("--shortlist needs to know how many to score again; give --rerank 16 32 64 128, for example.")
+        if options.no_exact and not options.shortlist:
+            raise UserError("--no-exact leaves nothing to rank by; give --shortlist and --rerank too, or leave it away.")
+        if options.no_retrieval and options.shortlist:
+            raise UserError("--shortlist ranks images and captions; leave --no-retrieval away.")
+
+    @classmethod
+    def implied_by(cls, options: argparse.Namespace) -> bool:
+        return options.shortlist is not None
+
+    @classmethod
+    def settings_of(cls, options: argparse.Namespace) -> dict[str, Any]:
+        return {"shortlist": options.shortlist, "ks": options.rerank} if options.shortlist else {}
+
+    def check(self, plan: Plan) -> None:
+        further = self.further = Further.find(self.settings.shortlist)
+        if not SCORERS[further.model.scored_by].encodes_apart:
+            raise UserError(
+                f"--shortlist {further.path} is {further.model.kind}; give the run of a matcher (VSRN, SCAN or BFAN)."
+            )
+        if SCORERS[plan.model.scored_by].encodes_apart:
+            whose = f"--checkpoint {plan.folder}" if plan.folder else "the model"
+            raise UserError(f"{whose} is {plan.model.kind}; --rerank needs a run of the pair encoder there.")
+        further.check(plan)
+
+    def prepare(self, subject: Subject) -> None:
+        assert self.further is not None  # check comes first
+        self.matcher = self.further.subject(subject)
+        self.matcher.check_captions()
+
+    def score(self, subject: Subject) -> None:
+        assert self.matcher is not None
+        images = torch.arange(subject.images, device=subject.bank.device)
+        subject.kept[self.name] = score_shortlists(
+            self.matcher.pair_scorer, subject.pair_scorer, subject.bank, images, subject.captions, self.settings.ks,
+            subject.world, subject.progress,
+        )  # fmt: skip
+
+    def figures(self, subject: Subject) -> dict[str, Any]:
+        assert self.further is not None
+        found = rerank_results(subject.kept[self.name], subject.image_of_caption)
+        found["shortlist"] = {"checkpoint": str(self.further.folder.resolve()), **found["shortlist"]}
+        if exact := subject.costs.get(MATRIX):
+            found["exact"] = {"pairs_scored": exact.pairs, "seconds": exact.seconds}
+        return found
+
+    def sources(self) -> dict[str, Any]:
+        return {"shortlist": self.further.source()} if self.further else {}
+
+    @classmethod
+    def table(cls, results: Mapping[str, Any]) -> str | None:
+        """Recalls of the matcher alone, of each K and of exact scoring; then what each of them costs."""
+        if "rerank" not in results:
+            return None
+        sets = {"matcher alone": results["shortlist"]["recalls"]}
+        costs = []
+        for row in results["rerank"]:
+            sets[f"its first {row['k']}, reranked"] = row["recalls"]
+            seconds, inside = row["seconds"], row["recall_of_shortlist"]
+            shares = [f"{inside['text']:.1f}", f"{inside['image']:.1f}"]
+            cells = [str(row["pairs_scored"]), f"{seconds['matcher']:.1f}", f"{seconds['encoder']:.1f}", *shares]
+            costs.append([f"its first {row['k']}, reranked", *cells])
+        if "recalls" in results:
+            sets["exact"] = results["recalls"]
+            costs.append(["exact", str(results["exact"]["pairs_scored"]), "-", f"{results['exact']['seconds']:.1f}", "-", "-"])
+        header = ["cost", "pairs scored", "matcher, s", "encoder, s", "true caption in list, %", "true image in list, %"]
+        return f"{recall_table(sets)}\n\n{text_table(header, costs)}"
+
+    @classmethod
+    def section(cls, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
+        return Section("recall", [table_of(run, result) for run, result in every(runs) if "rerank" in result])
 
 
-def _best(rows: Tensor, k: int) -> Tensor:
-    # sorted as a whole: topk leaves open which of equal scores it takes
-    return torch.cat([part.sort(dim=1, descending=True, stable=True).indices[:, :k] for part in rows.split(ROWS)])
+def table_of(run: str, result: Mapping[str, Any]) -> Table:
+    """The matcher, every K, exact scoring; and their cost."""
+    keys, header = recall_columns(DEFAULT_AT)
+    keys, header = keys[:7], [*header[:7], "text", "image", "pairs", "time"]
 
+    def row(label: str, values: Mapping[str, float], *more: str) -> Row:
+        return Row(label, [*cells_of(values, keys), *map(Cell, more)])
 
-def reranked(similarity: Tensor, lists: Shortlist, pairs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Two matrices float64 [I, C], the first to rank captions within its rows, the second images within its columns.
-
-    similarity   float32 [I, C], the matcher's
-    pairs        int64 [P] numbers of pairs, those of both lists at least; scores float32 [P], the encoder's
-
-    A pair may be in the list of its image and not in that of its caption, hence two. An entry is not a score but its
-    order key, so that setting the shortlisted ones above all others neither makes nor breaks a tie.
-    """
-    check_listed(scores, pairs, similarity.shape[1])
-    encoder = torch.full(similarity.shape, torch.nan, dtype=torch.float32, device=similarity.device)
-    encoder.view(-1)[pairs] = scores
-    inside = lists.of_images(), lists.of_captions()
-    if bool((torch.isnan(encoder) & (inside[0] | inside[1])).any()):
-        raise ValueError("a shortlisted pair has no score of the encoder")
-    low, high = order_keys(similarity), order_keys(encoder) + ABOVE
-    return torch.where(inside[0], high, low), torch.where(inside[1], high, low)
-
-
-def order_keys(values: Tensor) -> Tensor:
-    """float32 -> whole numbers as float64, ordered as the values are and equal where they are equal.
-
-    The bits of a float, read as an integer, grow with it; below zero they fall, and are turned round.
-    """
-    bits = (values + 0.0).contiguous().view(torch.int32)  # + 0.0: the two zeros are one value
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).double()
-
-
-def check_listed(scores: Tensor, pairs: Tensor, captions: int) -> None:
-    """UserError for NaN, whose order key would pass for a high score."""
-    bad = torch.isnan(scores).nonzero()
-    if len(bad):
-        image, caption = divmod(int(pairs[int(bad[0])]), captions)
-        raise UserError(
-            f"the encoder's score of image {image} with caption {caption} is NaN; the checkpoint is broken "
-            "(look at its last losses), or use --dtype fp32."
-        )
-
-
-@dataclass
-class Reranking:
-    """What was scored, on the first rank; pairs and scores of step n serve all later steps too."""
-
-    similarity: Tensor  # float32 [I, C], the matcher's
-    lists: Shortlist  # of the largest k
-    ks: list[int]
-    matcher_seconds: float
-    encoder_seconds: list[float]  # of each step's own pairs
-    pairs: list[Tensor]  # int64 [P_n]
-    scores: list[Tensor]  # float32 [P_n]
-
-
-def score_shortlists(
-    matcher: PairScorer, encoder: PairScorer, bank: Bank, images: Tensor, captions: Tensor, ks: Sequence[int],
-    world: World, progress: bool = False,
-) -> Reranking | None:  # fmt: skip
-    """Score for every k (cut to the corpus) the pairs that no smaller k had; None on all ranks but the first.
-
-    images int64 [I], captions int64 [C]: numbers in the bank. Every collective of the reranking is in here.
-    """
-    device, sizes = bank.device, (len(images), len(captions))
-    started = clock(device)
-    part = matcher.matrix(bank, world.share(images), captions, progress and world.first)
-    similarity = world.gather(part, sizes[0])
-    ks = sorted({min(k, max(sizes)) for k in ks})
-    lists = None if similarity is None else shortlist(similarity, ks[-1])
-    found = None if similarity is None or lists is None else Reranking(similarity, lists, ks, 0.0, [], [], [])
-    known = torch.zeros(sizes[0] * sizes[1], dtype=torch.bool, device=device) if found else None
-    if found:
-        found.matcher_seconds = clock(device) - started
-    for k in ks:
-        wanted = None
-        if found and known is not None:
-            wanted = found.lists.cut(k).pairs()
-            wanted = wanted[~known[wanted]]
-            known[wanted] = True
-        started = clock(device)
-        wanted = world.broadcast(wanted)
-        mine = world.share(wanted)
-        part = score_listed(
-            encoder, bank, images[mine // sizes[1]], captions[mine % sizes[1]], progress=progress and world.first
-        )
-        scores = world.gather(part, len(wanted)) if len(wanted) else part
-        if found and scores is not None:
-            found.encoder_seconds.append(clock(device) - started)
-            found.pairs.append(wanted)
-            found.scores.append(scores)
-    return found
-
-
-def rerank_results(done: Reranking, image_of_caption: Tensor) -> dict:
-    """The entries "shortlist" (the matcher alone) and "rerank" (a row a k) of a results file."""
-    check_scores(done.similarity, image_of_caption)
-    rows, seconds = [], 0.0
-    for step, k in enumerate(done.ks):
-        pairs, scores = torch.cat(done.pairs[: step + 1]), torch.cat(done.scores[: step + 1])
-        lists = done.lists.cut(k)
-        of_rows, of_columns = reranked(done.similarity, lists, pairs, scores)
-        text_ranks, image_ranks = ranks(of_rows, image_of_caption)[0], ranks(of_columns, image_of_caption)[1]
-        seconds += done.encoder_seconds[step]  # a run with this k alone would score these pairs
-        rows.append(
-            {
-                "k": k,
-                "recalls": recalls_of_ranks(text_ranks, image_ranks).as_dict(),
-                "recall_of_shortlist": lists.recall(image_of_caption),
-                "pairs_scored": len(pairs),
-                "seconds": {"matcher": done.matcher_seconds, "encoder": seconds},
-            }
-        )
-    return {"shortlist": {"recalls": recalls(done.similarity, image_of_caption).as_dict()}, "rerank": rows}
+    rows = [row("the matcher alone", result["shortlist"]["recalls"], "–", "–", "–", "–")]
+    for entry in result["rerank"]:
+        inside, seconds = entry["recall_of_shortlist"], entry["seconds"]["matcher"] + entry["seconds"]["encoder"]
+        shares = f"{inside['text']:.1f}", f"{inside['image']:.1f}"
+        label = f"its first {entry['k']}, reranked"
+        rows.append(row(label, entry["recalls"], *shares, str(entry["pairs_scored"]), duration(seconds)))
+    if "recalls" in result:
+        exact = result["exact"]
+        rows.append(row("every pair", result["recalls"], "–", "–", str(exact["pairs_scored"]), duration(exact["seconds"])))
+    matcher = f" ({result['shortlist']['checkpoint']})" if "checkpoint" in result["shortlist"] else ""
+    before = (
+        f"A matcher{matcher} ranks everything; the encoder scores again only what the matcher puts among the first K of a query. "
+        "A true item that the matcher leaves out keeps a rank behind those K: “in the list” is the percentage of queries with a "
+        "true item among them. The time is that of matcher and encoder together."
+    )
+    title = f"{run}, reranking: split “{result['split']}”, {result['images']} images, {result['captions']} captions"
+    groups = [*recall_groups(DEFAULT_AT)[:3], ("in the list, %", 2), ("cost", 2)]
+    return Table(title, "scored", header, rows, groups, before=before, run=run)

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from tagsds.evaluators.section import Interval
+
 SERIES = [f"#0a0b{number:02x}" for number in range(1, 9)]  # stand-ins of --s1 ... --s8
 INK, FAINT = "#0a0b10", "#0a0b11"  # of --ink and --rule
 _VARIABLES = {**{code: f"var(--s{n})" for n, code in enumerate(SERIES, 1)}, INK: "var(--ink)", FAINT: "var(--rule)"}
@@ -37,7 +39,6 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.formatter.limits": (-3, 4),
 }
-Interval = tuple[float, float, float]  # value, low, high, %
 MOST_POINTS = 400  # of a curve; the others are averaged into them
 
 
@@ -119,14 +120,6 @@ def smooth(values: NDArray[np.float64], part: float = 0.03) -> NDArray[np.float6
     reach = len(offsets) // 2
     total = np.convolve(values, kernel)[reach : reach + len(values)]
     return total / np.convolve(np.ones_like(values), kernel)[reach : reach + len(values)]
-
-
-def wilson(percent: float, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion in per cent, after Wilson (1927): holds near 0 and 100 too."""
-    z, p = 1.96, percent / 100
-    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * np.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return 100 * (middle - half), 100 * (middle + half)
 
 
 def to_svg(figure: Figure, title: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from tagsds.evaluators import EVALUATORS
+from tagsds.evaluators.console import duration
+from tagsds.evaluators.section import Bars, Table
 from tagsds.reporting import plots
 from tagsds.reporting.runs import Run, Series, data_folder, setting
-from tagsds.reporting.table import RECALLS
-
-LOWER_IS_BETTER = ("text_median", "image_median")
 
 # What a logged tag means, for a reader who has not seen the code. {} in a formula is the margin's hinge.
 MEANINGS = {
@@ -71,119 +71,23 @@ def run_rows(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any
     return rows
 
 
-def duration(seconds: float) -> str:
-    """12 s, 3.5 min, 1.2 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def evaluations(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
+    """What every evaluator shows of the runs, in the order of the registry; sections of one id become one."""
+    results = {run.name: run.results for run in runs}
+    found = [section for evaluator in EVALUATORS.values() if (section := evaluator.section(results))]
+    sections: dict[str, dict[str, Any]] = {}
+    for section in found:
+        of = sections.setdefault(section.id, {"id": section.id, "title": "", "intro": "", "absent": "", "parts": []})
+        of |= {name: of[name] or getattr(section, name) for name in ("title", "intro", "absent")}
+        of["parts"] += [shown(part, colours) for part in section.parts]
+    return [section for section in sections.values() if section["parts"] or section["absent"]]
 
 
-def recall_tables(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
-    """A table a set of images that was ranked; unequal sets stay apart, because recall falls with their size, and so do
-    single models and ensembles."""
-    tables: dict[tuple, list[tuple[Run, dict[str, Any], dict[str, Any], str]]] = {}
-    for run in runs:
-        for result in run.results:
-            for key, values, note in recalls_in(result):
-                identity = (result["split"], key, values["images"], values["captions"])
-                tables.setdefault(identity, []).append((run, result, values, note))
-    out = []
-    for (split, key, images, captions), entries in sorted(tables.items(), key=lambda item: item[0][:2], reverse=True):
-        best = {
-            name: (min if name in LOWER_IS_BETTER else max)(values[name] for _, _, values, _ in entries) for name in RECALLS
-        }
-        rows = [
-            {
-                "name": run.name,
-                "colour": colours[run.name],
-                "note": note,
-                "cells": [{"value": values[name], "best": len(entries) > 1 and values[name] == best[name]} for name in RECALLS],
-            }
-            for run, _, values, note in entries
-        ]
-        title = "COCO 1K, mean of five folds" if key.endswith("coco_1k") else f"Split “{split}”"
-        title += ", ensembles" if key.startswith("ensemble") else ""
-        error = 50 / images**0.5, 50 / captions**0.5
-        shared = max(result.get("shared_captions", 0) for _, result, _, _ in entries)
-        out.append({"title": title, "images": images, "captions": captions, "rows": rows, "error": error,
-                    "shared": shared, "chance": chance(images, captions)})  # fmt: skip
-    return out
-
-
-def recalls_in(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str]]:
-    """Every set of recalls of an evaluation: which it is, its figures, what is to be said of it."""
-    ensemble = result.get("ensemble", {})
-    members = f"average of {', '.join(ensemble.get('members', []))}"
-    found = [(key, result[key], note_of(result)) for key in ("recalls", "coco_1k") if key in result]
-    keys = {"recalls": "ensemble", "coco_1k": "ensemble of coco_1k"}
-    return found + [(keys[key], ensemble[key], members) for key in keys if key in ensemble]
-
-
-def rerankings(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:
-    """A table an evaluation that reranked a matcher's shortlist: the matcher, every K, exact scoring; and their cost."""
-    tables = []
-    for run in runs:
-        for result in run.results:
-            if "rerank" not in result:
-                continue
-            rows = [{"label": "the matcher alone", "values": result["shortlist"]["recalls"], "cost": None, "inside": None}]
-            for row in result["rerank"]:
-                cost = row["pairs_scored"], duration(row["seconds"]["matcher"] + row["seconds"]["encoder"])
-                rows.append({"label": f"its first {row['k']}, reranked", "values": row["recalls"], "cost": cost,
-                             "inside": row["recall_of_shortlist"]})  # fmt: skip
-            if "recalls" in result:
-                cost = result["exact"]["pairs_scored"], duration(result["exact"]["seconds"])
-                rows.append({"label": "every pair", "values": result["recalls"], "cost": cost, "inside": None})
-            for entry in rows:
-                entry["cells"] = [entry["values"][name] for name in RECALLS[:7]]
-            tables.append({"run": run.name, "colour": colours[run.name], "split": result["split"], "rows": rows,
-                           "images": result["images"], "captions": result["captions"],
-                           "matcher": result["shortlist"].get("checkpoint")})  # fmt: skip
-    return tables
-
-
-def note_of(result: dict[str, Any]) -> str:
-    """What is unusual about an evaluation."""
-    source = result.get("provenance", {})
-    notes = []
-    if source.get("head") == "itm":
-        notes.append("scored by the itm head")
-    if source.get("dtype") not in (None, "fp32"):
-        notes.append(f"scored in {source['dtype']}, not exact")
-    return ", ".join(notes)
-
-
-def chance(images: int, captions: int) -> list[float]:
-    """Expected figures of random scores, in the order of RECALLS; the captions are taken as evenly spread."""
-    own = max(round(captions / images), 1)
-    missed = [1.0]  # probability that none of an image's own captions is among the first k
-    while missed[-1] > 0.5 or len(missed) <= 10:
-        k = len(missed) - 1
-        missed.append(missed[-1] * max(captions - own - k, 0) / max(captions - k, 1))
-    text = [100 * (1 - missed[k]) for k in (1, 5, 10)]
-    image = [100 * min(k / images, 1.0) for k in (1, 5, 10)]
-    text_median = next(k for k, value in enumerate(missed) if value <= 0.5)
-    return [*text, *image, sum(text) + sum(image), text_median, (images + 1) / 2]
-
-
-def edits(runs: Sequence[Run], colours: dict[str, int]) -> dict[str, Any] | None:
-    """Accuracies by kind of edit; None where no run has any."""
-    tables = {run.name: {k: e for result in run.results for k, e in result.get("edits", {}).items()} for run in runs}
-    tables = {name: table for name, table in tables.items() if table}
-    if not tables:
-        return None
-    kinds = sorted({kind for table in tables.values() for kind in table})
-    rows: dict[str, list[plots.Interval | None]] = {}
-    for name, table in tables.items():
-        entries = [table.get(kind) for kind in kinds]
-        rows[name] = [e and (e["accuracy"], *plots.wilson(e["accuracy"], e["pairs"])) for e in entries]
-    counts = [", ".join({str(t[kind]["pairs"]): None for t in tables.values() if kind in t}) for kind in kinds]
-    labels = [kind.replace("_", " ") for kind in kinds]
-    return {
-        "kinds": list(zip(labels, counts, strict=True)),
-        "rows": [{"name": name, "colour": colours[name], "cells": values} for name, values in rows.items()],
-        "plot": Markup(plots.bars(labels, rows, colours, "Accuracy by kind of edit")),
-    }
+def shown(part: Table | Bars, colours: dict[str, int]) -> dict[str, Any]:
+    """A table as it is; bars as a plot."""
+    if isinstance(part, Bars):
+        return {"plot": Markup(plots.bars(part.labels, part.rows, colours, part.title))}
+    return {"table": part}
 
 
 def curve_groups(runs: Sequence[Run], colours: dict[str, int]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,8 @@ from tqdm import tqdm
 
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs, select_images
-from tagsds.models import UniterModel
 from tagsds.models.matchers.matcher import Encoded, Matcher
-from tagsds.scoring.scorer import PairScorer, Scorer, without_dropout
+from tagsds.scoring.scorer import without_dropout
 
 ROWS = 128  # images or captions encoded at a time
 RESIDENT_IMAGES = 10_000  # of which the encodings are kept: 36 regions of 1024 floats are 1.4 GiB
@@ -30,6 +30,8 @@ class MatcherScorer:
                  block (None: by device); a comparison of fragments needs up to F x E floats a pair
     dtype        autocast to it; None keeps the model's own precision
     """
+
+    encodes_apart: ClassVar[bool] = True
 
     def __init__(self, model: Matcher, max_tokens: int | None = None, dtype: torch.dtype | None = None) -> None:
         self.model = model
@@ -86,6 +88,10 @@ class MatcherScorer:
         ]
         return torch.cat(rows)
 
+    def ready(self) -> str:
+        """'similarity': a matcher has no head that could be untrained."""
+        return "similarity"
+
     def most(self, device: torch.device) -> int:
         """Fragments compared at a time."""
         return self.max_tokens or (1 << 19 if device.type == "cuda" else 1 << 14)
@@ -114,8 +120,3 @@ def join(parts: list[Encoded]) -> Encoded:
 def trim(encoded: Encoded) -> Encoded:
     """Without the columns that lie behind every row's length."""
     return Encoded(encoded.vectors[:, : int(encoded.lengths.max())], encoded.lengths)
-
-
-def scorer_of(model: UniterModel | Matcher, max_tokens: int | None = None, dtype: torch.dtype | None = None) -> PairScorer:
-    """The scorer for this kind of model."""
-    return MatcherScorer(model, max_tokens, dtype) if isinstance(model, Matcher) else Scorer(model, max_tokens, dtype)

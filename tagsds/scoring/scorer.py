@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,32 +13,21 @@ from tqdm import tqdm
 
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
+from tagsds.models.load import ensure_rank_head
 from tagsds.models.uniter import Layout, UniterModel
+from tagsds.scoring.protocol import PairScorer
 
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the former mode outside."""
-    training = model.training
+    """Evaluation mode inside; outside the former mode, of each module by itself."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
-
-
-class PairScorer(Protocol):
-    """What evaluation asks of a model, encoder or matcher alike."""
-
-    model: Any
-
-    def __call__(self, pairs: Pairs, progress: bool = False) -> Tensor:
-        """float32 [P]."""
-
-    def matrix(
-        self, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int | None = None
-    ) -> Tensor:
-        """Every image (int64 [I]) with every caption (int64 [C]): float32 [I, C]."""
+        for module, training in modes:
+            module.training = training
 
 
 class Scorer:
@@ -52,6 +41,8 @@ class Scorer:
     lockstep  int -> int: the number of chunks all ranks agree on. Under ZeRO-3 every forward is a collective, so ranks with
               fewer chunks run empty-handed ones; the engine provides it, everyone else leaves it.
     """
+
+    encodes_apart: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -81,6 +72,10 @@ class Scorer:
                 if mine:
                     scores[index] = score
         return scores
+
+    def ready(self) -> str:
+        """'rank', or 'itm' where only that head was trained; see `ensure_rank_head`."""
+        return ensure_rank_head(self.model)
 
     def tokens_of_chunk(self, device: torch.device) -> int:
         """At most. A CPU is fastest while a chunk stays in its cache; asked when scoring, for an engine moves the model later."""

@@ -6,7 +6,9 @@ Shapes: I images, C captions, P pairs, R regions (most of a batch), L words, E j
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,16 @@ class Matcher(PreTrainedModel, ABC):
 
     config_class: type[MatcherConfig] = MatcherConfig
     base_model_prefix = "matcher"
+    # what it is, for who scores with it: tagsds.scoring.protocol.RetrievalModel
+    kind: ClassVar[str] = "a matcher"
+    scored_by: ClassVar[str] = "sides"
+    score_unit: ClassVar[str] = "similarity"
+    averages_sigmoids: ClassVar[bool] = False
+
+    @property
+    def vectors(self) -> Callable[..., Tensor] | None:
+        """`embed` of a matcher whose items are one vector each (VSRN), or None."""
+        return getattr(self, "embed", None)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Each module's own initialisation; torch's where a class here does not say otherwise."""

@@ -9,6 +9,7 @@ A pair's sequence is [CLS] w_1 .. w_n [SEP] r_1 .. r_m. Nothing is padded: a lin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +150,12 @@ class UniterModel(PreTrainedModel):
 
     config_class = UniterConfig
     base_model_prefix = "uniter"
+    # what it is, for who scores with it: tagsds.scoring.protocol.RetrievalModel
+    kind: ClassVar[str] = "the pair encoder"
+    scored_by: ClassVar[str] = "pairs"
+    score_unit: ClassVar[str] = "ranking logit"
+    averages_sigmoids: ClassVar[bool] = True
+    vectors: ClassVar[None] = None  # a pair goes through the encoder together
     _tied_weights_keys = {  # noqa: RUF012  (transformers' own convention)
         "mlm.decoder.weight": "text_embedding.word.weight",
         "correct.decoder.weight": "text_embedding.word.weight",

@@ -3,8 +3,6 @@
 import json
 
 import pytest
-import stand_in
-import tiny_corpus as tiny
 import torch
 
 from tagsds import evaluate as program
@@ -12,11 +10,15 @@ from tagsds.data.pairs import Pairs
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
 from tagsds.evaluators.metrics import recalls
+from tagsds.evaluators.protocol import first_captions
 from tagsds.models.load import load_model, read_config, read_encoder_config
 from tagsds.reporting.table import results_table
 from tagsds.scoring import matcher_scorer
-from tagsds.scoring.matcher_scorer import MatcherScorer, scorer_of
+from tagsds.scoring.matcher_scorer import MatcherScorer
+from tagsds.scoring.registry import scorer_of
 from tagsds.scoring.scorer import Scorer, score_listed, score_matrix
+from tests import stand_in
+from tests import tiny_corpus as tiny
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_a_matcher_is_evaluated_end_to_end(corpus, bank, tmp_path, capsys):
     edits = tiny.write_edits(tmp_path / "object.json")
     program.main([*map(str, ["--checkpoint", tmp_path / "run", "--data", corpus, "--pairs", edits])])
     results = json.loads((tmp_path / "run" / "results-test.json").read_text())
-    captions = program.first_captions(bank, 8, 5)
+    captions = first_captions(bank, 8, 5)
     scores = plainly(load_model(tmp_path / "run" / "export"), bank, torch.arange(8), captions).detach()
     assert results["recalls"] == pytest.approx(recalls(scores, bank.image_of_caption[captions]).as_dict())
     assert results["provenance"]["head"] == "similarity" and results["edits"]["object"]["pairs"] == 8

@@ -4,8 +4,6 @@ import json
 import math
 
 import pytest
-import stand_in
-import tiny_corpus as tiny
 import torch
 
 from tagsds import evaluate as program
@@ -14,7 +12,12 @@ from tagsds.errors import UserError
 from tagsds.evaluators.edits import tokenize_texts
 from tagsds.evaluators.ensemble import average, member_names
 from tagsds.evaluators.metrics import recalls
+from tagsds.evaluators.pairs_file import read_pairs
+from tagsds.evaluators.protocol import first_captions
 from tagsds.models.load import load_model
+from tagsds.scoring.scorer import Scorer
+from tests import stand_in
+from tests import tiny_corpus as tiny
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_an_ensemble_of_matchers(corpus, runs, tmp_path, capsys):
     assert results["pairs_scored"] == alone["pairs_scored"] and results["score_histogram"]["unit"] == "similarity"
 
     bank, _ = load_bank(corpus, "test")
-    captions = program.first_captions(bank, 8, 5)
+    captions = first_captions(bank, 8, 5)
     own = bank.image_of_caption[captions]
     with torch.no_grad():
         matrices = [
@@ -73,8 +76,8 @@ def test_an_ensemble_of_matchers(corpus, runs, tmp_path, capsys):
     assert "ensemble of 3" in printed and "single: matcher-2" in printed
     assert "true above edited caption, ensemble of 3" in printed
 
-    first = bank.text_table(program.first_captions(bank, 8, 1))  # the true captions of the edits
-    (kind,) = program.read_pairs([edits], bank.keys)
+    first = bank.text_table(first_captions(bank, 8, 1))  # the true captions of the edits
+    (kind,) = read_pairs([edits], bank.keys)
     words = tiny.tokenizer()
     false = tokenize_texts(words, [pair.negative for pair in kind.pairs], None)
     images = bank.image_table(torch.arange(8))
@@ -87,10 +90,10 @@ def test_an_ensemble_of_matchers(corpus, runs, tmp_path, capsys):
 def test_an_ensemble_of_encoders_averages_sigmoids(corpus, runs, tmp_path):
     results = call(corpus, tmp_path / "r.json", "--checkpoint", runs / "tags", "--ensemble", runs / "tags-dc")
     bank, _ = load_bank(corpus, "test")
-    captions = program.first_captions(bank, 8, 5)
+    captions = first_captions(bank, 8, 5)
     total = torch.zeros(8, 40, dtype=torch.float64)
     for name in ("tags", "tags-dc"):
-        scores = program.Scorer(load_model(runs / name / "export")).matrix(bank, torch.arange(8), captions, progress=False)
+        scores = Scorer(load_model(runs / name / "export")).matrix(bank, torch.arange(8), captions, progress=False)
         total += 1 / (1 + (-scores.double()).exp())
     assert results["ensemble"]["recalls"] == pytest.approx(recalls(total / 2, bank.image_of_caption[captions]).as_dict())
     assert results["ensemble"]["members"] == ["tags", "tags-dc"]

@@ -4,17 +4,20 @@ import json
 import os
 
 import pytest
-import stand_in
-import tiny_corpus as tiny
 import torch
 
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
-from tagsds.evaluators.evaluation import evaluate
+from tagsds.evaluators import Plan, Subject, check_evaluators, make_evaluators, prepare_evaluators, run_evaluators
 from tagsds.evaluators.metrics import ranks, recalls_of_ranks
-from tagsds.evaluators.rerank import order_keys, reranked, shortlist
+from tagsds.evaluators.protocol import first_captions
+from tagsds.evaluators.shortlist import order_keys, reranked, shortlist
+from tagsds.models import UniterModel
 from tagsds.models.load import load_model
+from tagsds.scoring.scorer import Scorer
+from tests import stand_in
+from tests import tiny_corpus as tiny
 from tests.launch import ROOT, run_two
 
 
@@ -144,12 +147,12 @@ def test_end_to_end(corpus, runs, tmp_path, capsys):
     results = call(runs, corpus, tmp_path / "r.json", *shortlisted(runs), 3, 1, 999)
     printed = capsys.readouterr().out
     bank, _ = load_bank(corpus, "test")
-    captions = program.first_captions(bank, 8, 5)
+    captions = first_captions(bank, 8, 5)
     own = bank.image_of_caption[captions]
     encoder, matcher = (load_model(runs / name / "export") for name in ("encoder", "matcher"))
     with torch.no_grad():
         similarity = matcher.similarity(bank.image_table(torch.arange(8)), bank.text_table(captions))
-    scores = program.Scorer(encoder).matrix(bank, torch.arange(8), captions, progress=False)
+    scores = Scorer(encoder).matrix(bank, torch.arange(8), captions, progress=False)
     assert [row["k"] for row in results["rerank"]] == [1, 3, 40]  # in order, and cut to the corpus
     for row in results["rerank"]:
         text, image = figures(similarity, scores, row["k"], own)
@@ -183,11 +186,14 @@ def test_without_the_exact_scores(corpus, runs, tmp_path, capsys):
 
 def test_the_encoder_sees_every_pair_once(corpus, runs):
     """The pairs of K = 2 are not scored again for K = 5."""
-    bank, _ = load_bank(corpus, "test")
-    encoder, matcher = (load_model(runs / name / "export") for name in ("encoder", "matcher"))
+    bank, manifest = load_bank(corpus, "test")
+    encoder = load_model(runs / "encoder" / "export")
     seen = []
     hook = encoder.pooler.register_forward_hook(lambda _, args, out: seen.append(len(out)))
-    results = evaluate(encoder, bank, shortlist=matcher, rerank=[2, 5], exact=False, max_tokens=200)
+    evaluators, subject = make_evaluators({"rerank": {"shortlist": runs / "matcher", "ks": [2, 5]}}), Subject.of(encoder, bank)
+    check_evaluators(evaluators, Plan(manifest, "test", UniterModel))
+    prepare_evaluators(evaluators, subject)
+    results = run_evaluators(evaluators, subject)
     hook.remove()
     assert sum(seen) == results["rerank"][1]["pairs_scored"] > results["rerank"][0]["pairs_scored"]
 

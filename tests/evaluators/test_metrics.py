@@ -50,7 +50,16 @@ def test_recalls_worked_by_hand():
     assert result.image_median == 1.5  # 1 1 1 | 2 3 3
     assert (result.images, result.captions) == (3, 6)
     assert result.as_dict()["text_r1"] == result.text_r1
-    assert set(result.as_dict()) == set(Recalls.__dataclass_fields__)
+    assert set(result.as_dict()) == set(Recalls.__dataclass_fields__) - {"further"}
+
+
+def test_recall_at_any_n():
+    result = recalls(SCORES, OWNER, at=(2, 1, 3)).as_dict()  # text ranks 0, 2, 1; image ranks 0, 2, 1, 0, 2, 0
+    assert result["text_r2"] == pytest.approx(200 / 3) and result["image_r2"] == pytest.approx(400 / 6)
+    assert result["text_r3"] == result["image_r3"] == 100
+    plain = recalls(SCORES, OWNER).as_dict()
+    assert {key: result[key] for key in plain} == plain  # rsum is that of 1, 5 and 10
+    assert set(result) - set(plain) == {"text_r2", "text_r3", "image_r2", "image_r3"}
 
 
 def test_the_order_of_the_captions_does_not_matter():
@@ -139,7 +148,7 @@ def test_folds_see_only_their_own_images_and_captions():
 
 
 def test_folds_want_the_right_number_of_images():
-    with pytest.raises(UserError, match=r"5000 images, the scores have 3.*--coco-folds"):
+    with pytest.raises(UserError, match=r"5000 images, the scores have 3.*coco-folds"):
         coco_folds(SCORES, OWNER)
 
 

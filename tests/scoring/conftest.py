@@ -1,11 +1,12 @@
-"""Fixtures of the retrieval tests."""
+"""Fixtures of the tests of scoring."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import tiny_corpus as tiny
+
+from tests import tiny_corpus as tiny
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def matcher(seed: int = 5, **changes) -> StandInMatcher:
 
 def write_matcher(folder: Path, seed: int = 5, **changes) -> Path:
     """In Hugging Face's layout, with the tokenizer of `tiny_corpus`."""
-    import tiny_corpus as tiny
+    from tests import tiny_corpus as tiny
 
     matcher(seed, **({"vocab_size": len(tiny.WORDS)} | changes)).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
