@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
 from tagsds.evaluators import (
@@ -34,6 +34,7 @@ from tagsds.evaluators import (
     prepare_evaluators,
     run_evaluators,
 )  # fmt: skip
+from tagsds.formats.manifest import read_manifest
 from tagsds.formats.results import write_results
 from tagsds.models.card import record_recalls
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from tagsds.config import RunConfig, as_dict, save_config
 from tagsds.data.bank import Bank
-from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import seed_of
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
+from tagsds.formats.manifest import Manifest
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.card import Card
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
