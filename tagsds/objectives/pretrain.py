@@ -7,10 +7,10 @@ takes part in each backward, which ZeRO-3 requires.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.masking import choose_pieces, choose_regions, corrupt
@@ -24,7 +24,9 @@ from tagsds.losses.masked import likeliest_class, region_cross_entropy, region_k
 from tagsds.losses.matching import itm, transport_distance, word_region_alignment
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import draw_images
+from tagsds.objectives.heads import begin_stage
 from tagsds.objectives.output import StepOutput, fraction
+from tagsds.objectives.protocol import Objective
 from tagsds.scoring.scorer import Scorer
 
 TASKS = ("itm", "mlm", "mrfr", "mrckl", "mrc")
@@ -48,12 +50,13 @@ class Settings(Protocol):
     pretrain: PretrainConfig
 
 
-class PretrainObjective(nn.Module):
+class PretrainObjective(Objective):
     """forward(bank, captions int64 [B], draw) -> StepOutput."""
 
+    ranks: ClassVar[bool] = False
+
     def __init__(self, model: UniterModel, config: Settings, vocab: Vocabulary, scorer: Scorer) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, config, vocab, scorer)
         self.config = config.pretrain
         self.vocab = vocab
         for task in config.pretrain.mix:
@@ -62,11 +65,19 @@ class PretrainObjective(nn.Module):
         if (config.pretrain.mix.get("mrckl") or config.pretrain.mix.get("mrc")) and not model.config.num_region_classes:
             raise UserError("pretrain.mix asks for mrckl or mrc but the shards carry no classes.npy; set their odds to 0.")
 
-    @staticmethod
-    def heads(config: Settings) -> list[str]:
+    @classmethod
+    def heads(cls, config: Settings) -> list[str]:
         """The heads this stage trains."""
         of_task = {"itm": "itm", "mlm": "mlm", "mrfr": "region_feature", "mrckl": "region_class", "mrc": "region_class"}
         return sorted({of_task[task] for task, odds in config.pretrain.mix.items() if odds and task in of_task})
+
+    @classmethod
+    def prepare(cls, model: Any, config: Settings) -> list[str]:
+        return begin_stage(model, cls.heads(config))
+
+    @classmethod
+    def needs_classes(cls, config: Settings) -> bool:
+        return bool(config.pretrain.mix.get("mrckl") or config.pretrain.mix.get("mrc"))
 
     def task_at(self, draw: Draw) -> str:
         """The task of a step, the same on all ranks."""
