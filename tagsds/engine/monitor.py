@@ -62,7 +62,7 @@ class Monitor:
             self.bar.write(text)
 
     def settings(self, flat: Mapping[str, Any]) -> None:
-        """The run's settings ({key with dots: value}) as hyperparameters. `SummaryWriter.add_hparams` would open a run of its own."""
+        """The run's settings ({key with dots: value}) as hyperparameters; `SummaryWriter.add_hparams` would open another run."""
         if self.writer is not None:
             from torch.utils.tensorboard.summary import hparams
 

@@ -57,8 +57,8 @@ class Validation:
 
     The model itself is scored where it holds its weights in fp32. In half precision, and under ZeRO-3, a copy is: each rank keeps
     one on its device and fills it with the optimiser's fp32 weights, which are what an export writes. So a figure is that of
-    `tagsds-evaluate` on an export of the same step. (A bf16 forward would give many equal scores, which count against the model; and
-    with whole weights no rank waits for another's forward.)
+    `tagsds-evaluate` on an export of the same step. (A bf16 forward would give many equal scores, which count against the model;
+    with whole weights, no rank waits for another's forward.)
     """
 
     def __init__(self, config: ValidateConfig, model: Any, manifest: Manifest, tokenizer: Any, world: World, stage: int) -> None:
