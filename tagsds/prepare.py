@@ -149,9 +149,8 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) 
 
 def different_settings(saved: Path, config: RunConfig) -> list[str]:
     """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, validate.*, descriptions,
-    places),
-    what `config` leaves open, and the `batch.pairs` that followed from `batch.tokens`. A key that came into the config after the
-    run was saved counts as its default."""
+    places), what `config` leaves open, and the `batch.pairs` that followed from `batch.tokens`. A key that came into the config
+    after the run was saved counts as its default."""
     free = ("log.", "validate.", "description", "data_folder", "init", *(("batch.pairs",) if config.batch.tokens else ()))
     default, before, now = (
         flat(value) for value in (as_dict(RunConfig()), OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config))
