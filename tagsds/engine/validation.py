@@ -27,7 +27,10 @@ from tagsds.evaluators import (
 )  # fmt: skip
 from tagsds.ranks import World
 
-NOT_FIGURES = ("format", "version", "images", "captions", "captions_per_image", "seconds", "pairs_scored", "pairs_per_second")
+NOT_FIGURES = (
+    "format", "version", "images", "captions", "captions_per_image", "shared_captions",
+    "seconds", "pairs_scored", "pairs_per_second",
+)  # fmt: skip
 
 
 @dataclass

@@ -56,8 +56,21 @@ def about(run: Path) -> dict[str, Any]:
     return json.loads((run / "checkpoints" / (run / "checkpoints" / "latest").read_text() / "about.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["", "-matcher"], ids=["encoder", "with-batch-norm"])
-def test_looking_changes_no_step(runs: Path, kind: str) -> None:
+@pytest.fixture(scope="module")
+def runs_of_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same by two ranks."""
+    folder = tmp_path_factory.mktemp("validated-by-two")
+    names = ["still", "watched-matcher", "plain-matcher", "partitioned"]
+    launch.run_two(SCRIPT, world, folder, *names, PYTHONPATH=str(launch.ROOT), DS_ACCELERATOR="cpu")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"), [("runs", ""), ("runs", "-matcher"), ("runs_of_two", "-matcher")], ids=["encoder", "batch-norm", "two-ranks"]
+)
+def test_looking_changes_no_step(request: pytest.FixtureRequest, place: str, kind: str) -> None:
+    """BatchNorm's statistics are averaged over the ranks to look, and are each rank's own again."""
+    runs = request.getfixturevalue(place)
     plain, watched = runs / f"plain{kind}", runs / f"watched{kind}"
     assert numbers(watched, False) == numbers(plain) and len(numbers(plain)) >= 6
     assert same(watched / "export", plain / "export")
@@ -80,9 +93,16 @@ def figures_of(folder: Path, world: Path, images: int) -> dict[str, float]:
     return recalls(matrix, bank.image_of_caption[captions]).as_dict()
 
 
-@pytest.mark.parametrize("name", ["watched", "half", "watched-matcher"])
-def test_export_best_is_the_best_and_scores_what_was_seen(runs: Path, world: Path, name: str) -> None:
-    """In half precision too: what is scored are the optimiser's fp32 weights, as exported."""
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("runs", "watched"), ("runs", "half"), ("runs", "watched-matcher"), ("runs_of_two", "watched-matcher"),
+     ("runs_of_two", "partitioned")],
+)  # fmt: skip
+def test_export_best_is_the_best_and_scores_what_was_seen(
+    request: pytest.FixtureRequest, world: Path, place: str, name: str
+) -> None:
+    """In half precision and under ZeRO-3 too: what is scored are the optimiser's fp32 weights, as exported."""
+    runs = request.getfixturevalue(place)
     seen = numbers(runs / name, True)
     best = max(seen, key=lambda row: row["validate/recalls/rsum"])  # the first of equal ones
     state = about(runs / name)
@@ -100,7 +120,7 @@ def test_export_best_is_the_best_and_scores_what_was_seen(runs: Path, world: Pat
 
 
 def test_patience_ends_a_run_and_resuming_does_not_go_on(runs: Path) -> None:
-    """Figures 1, 3, 2, 3, 2.5 at steps 2, 4, 6, 8, 10: the best is that of step 4, the third without a better one that of step 10."""
+    """Figures 1, 3, 2, 3, 2.5 at steps 2 to 10: the best is that of step 4, the third without a better one that of step 10."""
     for run in (runs / "stopped", runs / "stopped-resumed"):
         state = about(run)
         assert (state["step"], state["best"], state["best_step"], state["stopped"]) == (10, 3.0, 4, True)
@@ -113,10 +133,9 @@ def test_patience_ends_a_run_and_resuming_does_not_go_on(runs: Path) -> None:
     assert said.count("stopped after 10 steps, 3 validations without a better one; best scripted/figure") == 2
 
 
-def test_two_ranks_see_what_one_sees(runs: Path, world: Path, tmp_path: Path) -> None:
+def test_two_ranks_see_what_one_sees(runs: Path, runs_of_two: Path) -> None:
     """Rate 0: the weights are those of the start."""
-    launch.run_two(SCRIPT, world, tmp_path, "still", PYTHONPATH=str(launch.ROOT), DS_ACCELERATOR="cpu", TQDM_DISABLE="1")
-    one, two = numbers(runs / "still", True), numbers(tmp_path / "still", True)
+    one, two = numbers(runs / "still", True), numbers(runs_of_two / "still", True)
     assert len(one) == 1 and "validate/recalls/rsum" in one[0] and one == two
 
 

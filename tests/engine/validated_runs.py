@@ -39,6 +39,7 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "stopped": ("published-base", "zero1", [*ENCODER, *BY_SCRIPT]),
     "still": ("published-base", "zero1", [*ENCODER, *LOOK, "optimiser.lr=0", "optimiser.steps=2"]),
     "half": ("published-base", "zero2_bf16", [*ENCODER, *LOOK, "optimiser.steps=4"]),
+    "partitioned": ("published-base", "zero3_bf16", [*ENCODER, *LOOK, "optimiser.steps=4"]),
     "plain-matcher": ("coco-boxes-vsrn", "zero1", MATCHER),
     "watched-matcher": ("coco-boxes-vsrn", "zero1", [*MATCHER, *LOOK]),
 }
