@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tagsds.data.source import DataConfig
+from tagsds.engine.validation import ValidateConfig
 from tagsds.errors import UserError, nearest
 from tagsds.losses.quintuplet import KINDS, QuintupletConfig
 from tagsds.models.matchers.settings import MatcherSettings
@@ -18,6 +19,7 @@ from tagsds.models.uniter.settings import BASE_SIZES, ModelConfig
 from tagsds.negatives.offline import OfflineConfig, needs_candidates
 from tagsds.negatives.random import NegativesConfig
 from tagsds.negatives.writer import SyntheticConfig
+from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.retrieval.settings import LossConfig
 from tagsds.objectives.settings import PretrainConfig
 
@@ -78,7 +80,7 @@ class RunConfig:
     """Everything a run depends on besides the shards and the DeepSpeed file."""
 
     objective: str = "retrieval"
-    """pretrain, retrieval (the encoder) or matching (a matcher of models/matchers)"""
+    """by name in `tagsds.objectives.OBJECTIVES`: pretrain, retrieval (the encoder) or matching (a matcher of models/matchers)"""
     recipe: str = ""
     description: str = ""
     seed: int = 42
@@ -96,6 +98,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     quintuplet: QuintupletConfig = field(default_factory=QuintupletConfig)
     offline: OfflineConfig = field(default_factory=OfflineConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -160,7 +163,7 @@ def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:
 def check(config: RunConfig) -> None:
     """What can be known to be wrong before anything is loaded."""
     for key, (name, known) in {
-        "objective": (config.objective, ("pretrain", "retrieval", "matching")),
+        "objective": (config.objective, tuple(OBJECTIVES)),
         "negatives.dtype": (config.negatives.dtype, ("model", "bf16")),
         "optimiser.name": (config.optimiser.name, ("adamw", "apex")),
         "pretrain.kl_reduction": (config.pretrain.kl_reduction, ("mean", "sum")),
@@ -209,6 +212,8 @@ def check(config: RunConfig) -> None:
         "log.checkpoint_every": config.log.checkpoint_every,
         "log.keep_checkpoints": config.log.keep_checkpoints,
         "log.panel_every": config.log.panel_every,
+        "validate.every": config.validate.every,
+        "validate.patience": config.validate.patience,
         "quintuplet.weight": config.quintuplet.weight,
         "offline.first": config.offline.first,
         "offline.remine_every": config.offline.remine_every,

@@ -148,29 +148,23 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) 
 
 
 def different_settings(saved: Path, config: RunConfig) -> list[str]:
-    """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, descriptions, places),
-    what `config` leaves open, and the `batch.pairs` that followed from `batch.tokens`. A key that came into the config after the
-    run was saved counts as its default."""
-    free = ("log.", "description", "data_folder", "init", *(("batch.pairs",) if config.batch.tokens else ()))
+    """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, validate.*, descriptions,
+    places), what `config` leaves open, and the `batch.pairs` that followed from `batch.tokens`. A key that came into the config
+    after the run was saved counts as its default."""
+    free = ("log.", "validate.", "description", "data_folder", "init", *(("batch.pairs",) if config.batch.tokens else ()))
     default, before, now = (
-        _flat(value) for value in (as_dict(RunConfig()), OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config))
+        flat(value) for value in (as_dict(RunConfig()), OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config))
     )
     before = default | before
     keys = [key for key in now if now[key] is not None and not key.startswith(free)]
     return sorted(key for key in keys if before.get(key) != now[key])
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {key with dots: value}."""
     if not isinstance(value, dict):
         return {prefix.rstrip("."): value}
-    return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
-
-
-def random_negatives(config: RunConfig) -> int:
-    """How many other images, and captions of other images, a true pair is held against at random."""
-    if config.objective != "retrieval" or config.negatives.shared or config.offline.replace_random:
-        return 0
-    return config.negatives.count
+    return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}{name}.").items()}
 
 
 def batch_size(config: RunConfig, bank: Bank, resumed: Path | None = None) -> int:
@@ -182,16 +176,21 @@ def batch_size(config: RunConfig, bank: Bank, resumed: Path | None = None) -> in
     saved = resumed / "config.yaml" if resumed else None
     if saved and saved.is_file():
         return int(OmegaConf.load(saved).batch.pairs)
-    tokens_per_pair = bank.tokens.lengths.float().mean() + bank.regions.lengths.float().mean()
-    return max(1, int(config.batch.tokens / float(tokens_per_pair)))
+    return max(1, int(config.batch.tokens / tokens_of_pair(bank)))
 
 
-def card_of(config: RunConfig, manifest: Manifest, true_pairs: int, steps: int) -> Card:
-    """Facts of the model card of a run's export after so many steps of `true_pairs` matching pairs each."""
+def tokens_of_pair(bank: Bank) -> float:
+    """Word pieces of a caption, [CLS] and [SEP] among them, and regions of an image: their means, added."""
+    return float(bank.tokens.lengths.float().mean() + bank.regions.lengths.float().mean())
+
+
+def card_of(config: RunConfig, manifest: Manifest, kind: str, true_pairs: int, steps: int, best: str = "") -> Card:
+    """Facts of the model card of a run's export after so many steps of `true_pairs` matching pairs each. `kind`: the model_type of
+    its config. `best`: the figure of a validation for which the export was kept."""
     settings = config.optimiser
     recipe = {
         "recipe": config.recipe, "description": config.description, "objective": config.objective,
-        "steps": f"{steps} of {settings.steps}", "matching pairs a step": true_pairs,
+        "steps": f"{steps} of {settings.steps}", "kept as the best of its validations": best, "matching pairs a step": true_pairs,
         "optimiser": f"{settings.name}, learning rate {settings.lr}, weight decay {settings.weight_decay}",
         "started from": config.init or "fresh weights", "seed": config.seed,
     }  # fmt: skip
@@ -203,5 +202,4 @@ def card_of(config: RunConfig, manifest: Manifest, true_pairs: int, steps: int) 
         "region features": f"{manifest.feature_dim} wide",
         "manifest (sha256)": sha256_of(manifest.folder / "manifest.json"),
     }
-    kind = UniterConfig.model_type if config.objective != "matching" else MATCHERS[config.matcher.kind][0].model_type
     return Card(kind=kind, recipe={key: value for key, value in recipe.items() if value not in ("", None)}, data=data)

@@ -64,6 +64,13 @@ class World:
             dist.broadcast(shared, 0)
         return int(shared)
 
+    def agree_on_number(self, value: float) -> float:
+        """The first rank's value in float64, on every rank."""
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            dist.broadcast(shared, 0)
+        return float(shared)
+
     def broadcast(self, numbers: Tensor | None) -> Tensor:
         """int64 [N] of the first rank (None on the others), on every rank."""
         if self.size > 1:

@@ -11,12 +11,14 @@ if not __package__:  # run as a script: imports start at the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from tagsds.config import RunConfig, load_config
+from tagsds.config import RunConfig, as_dict, load_config
+from tagsds.data.bank import Bank
 from tagsds.data.shards import load_bank
 from tagsds.data.source import BankSource
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
@@ -25,27 +27,27 @@ from tagsds.engine import checkpoint
 from tagsds.engine.build import (
     GradientNorm,
     adam_eps,
-    average_buffers,
     build_engine,
     build_optimiser,
     init_distributed,
     learning_rate,
     lockstep_of,
-    train_only,
 )
 from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.monitor import Monitor
-from tagsds.engine.offline import OfflineSource, uses_candidates
-from tagsds.errors import command
+from tagsds.engine.offline import OfflineSource
+from tagsds.engine.state import TrainState
+from tagsds.engine.validation import Validation
+from tagsds.engine.weights import average_buffers, averaged_buffers
+from tagsds.errors import UserError, command
 from tagsds.files import write_json
-from tagsds.formats.manifest import read_manifest
-from tagsds.models import UniterModel
-from tagsds.models.uniter.initialise import HEADS, initialise_heads
+from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.negatives.random import check_size
-from tagsds.objectives import OBJECTIVES
-from tagsds.objectives.examples import as_markdown, written_examples
-from tagsds.prepare import batch_size, build_model, card_of, prepare_output, random_negatives
-from tagsds.scoring.scorer import Scorer
+from tagsds.objectives import OBJECTIVES, Objective
+from tagsds.objectives.examples import as_markdown
+from tagsds.prepare import batch_size, build_model, card_of, flat, prepare_output, tokens_of_pair
+from tagsds.ranks import World
+from tagsds.scoring.registry import scorer_of
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,122 +62,190 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def train(args: argparse.Namespace) -> None:
+@dataclass
+class Parts:
+    """What the loop works with; `assemble` puts it together."""
+
+    config: RunConfig
+    world: World
+    manifest: Manifest
+    tokenizer: Any
+    source: BankSource
+    model: Any
+    objective: Objective
+    engine: Any
+    offline: OfflineSource | None
+    validation: Validation | None
+    state: TrainState
+    started: list[str]
+    """heads that were begun, in words"""
+
+    @property
+    def heads(self) -> list[str]:
+        return self.objective.heads(self.config)
+
+    @property
+    def slots(self) -> int:
+        """Micro-batches of one optimiser step, of all ranks."""
+        return self.config.batch.accumulation * self.world.size
+
+
+def assemble(args: argparse.Namespace) -> Parts:
+    """Everything before the first step; all checks that can be made before long work are made here."""
     config = load_config(args.recipe, args.overrides)
     config.data_folder = str(args.data)
+    kind = OBJECTIVES[config.objective]
     manifest = read_manifest(args.data)
     tokenizer = load_tokenizer(manifest.folder / "tokenizer")
     vocab = Vocabulary.of(tokenizer)
     world = init_distributed()
 
-    mix = config.pretrain.mix
-    needs_classes = config.objective == "pretrain" and bool(mix.get("mrckl") or mix.get("mrc"))
-    source = BankSource(args.data, config.data, config.seed, world.rank, world.size, world.device, world.first, needs_classes)
-    model = build_model(config, manifest, vocab)
-    make = OBJECTIVES[config.objective]
-    heads, started = make.heads(config), []
-    if isinstance(model, UniterModel):
-        train_only(model, heads, HEADS)
-        started = initialise_heads(model, heads)
-    bank, checked = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
-    drawn = random_negatives(config)
-    check_size(bank, drawn, args.data)
+    source = BankSource(
+        args.data, config.data, config.seed, world.rank, world.size, world.device, world.first, kind.needs_classes(config)
+    )
+    model: Any = build_model(config, manifest, vocab)
+    started = kind.prepare(model, config)
+    bank, _ = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
+    check_size(bank, kind.random_negatives(config), args.data)
     config.batch.pairs = world.agree(batch_size(config, bank, args.output if args.resume else None))
+    del bank
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
     prepare_output(args.output, config, args.resume, world)
 
     stage = zero_stage(ds)
     mining = torch.bfloat16 if config.negatives.dtype == "bf16" else None
-    scorer: Any = None  # a matcher compares, it scores no pairs one by one
-    if isinstance(model, UniterModel):
-        scorer = Scorer(model, dtype=mining, lockstep=lockstep_of(stage, world))
+    scorer = scorer_of(model, dtype=mining, lockstep=lockstep_of(stage, world))
     offline = None
-    if uses_candidates(config):
+    if kind.needs_candidates(config):
         offline = OfflineSource(config, manifest, source, model, scorer, args.output, world, stage)
-    objective = make(model, config, vocab, scorer)
+    objective = kind(model, config, vocab, scorer)
     engine = build_engine(objective, build_optimiser(model, config.optimiser, ds), ds)
+    state = TrainState(ranks=world.size, zero_stage=stage)
+    if args.resume:
+        checkpoint.load(engine, args.output, state)
+    validation = None
+    if 0 < config.validate.every <= config.optimiser.steps:
+        if not kind.ranks:
+            raise UserError(f"validate.every={config.validate.every}: objective {config.objective} trains no ranking; set it to 0.")
+        validation = Validation(config.validate, model, manifest, tokenizer, world, stage)
+    return Parts(config, world, manifest, tokenizer, source, model, objective, engine, offline, validation, state, started)
 
-    # slots of one optimiser step: all micro-batches of all ranks
-    per_rank = config.batch.accumulation
-    slots = per_rank * world.size
-    steps = config.optimiser.steps
-    start = checkpoint.load(engine, args.output, world, stage) if args.resume else 0
-    norm = GradientNorm(engine)
-    log, monitor = config.log, Monitor(args.output, world, steps, start, config.recipe)
-    true_pairs = config.batch.pairs * slots
-    card = partial(card_of, config, manifest, true_pairs)
-    all_captions = manifest.splits[config.data.split]["captions"]
-    if world.first:
-        monitor.bar.write(
-            f"{config.recipe}: {sum(p.numel() for p in model.parameters()):,} parameters, {world.size} rank(s) on "
-            f"{world.device.type}, ZeRO {stage}, {true_pairs} true pairs a step, {bank.num_images:,} images and "
-            f"{bank.num_captions:,} captions in memory ({bank.gib():.2f} GiB)"
-            + (f", from step {start}" if start else "")
-            + (f"; heads begun: {', '.join(started)}" if started else "")
-            + ("" if config.init or config.objective == "pretrain" else "; no init given: the encoder starts untrained")
-        )
+
+def train(args: argparse.Namespace) -> None:
+    run = assemble(args)
+    config, world, state, source, model = run.config, run.world, run.state, run.source, run.model
+    batch, log, steps, start = config.batch, config.log, config.optimiser.steps, run.state.step
+    # matching pairs of one optimiser step: of a micro-batch x micro-batches of a rank x ranks
+    true_pairs = batch.pairs * batch.accumulation * world.size
+    all_captions = run.manifest.splits[config.data.split]["captions"]  # one epoch, in pairs
+    card = partial(card_of, config, run.manifest, model.config.model_type, true_pairs)
+    export = partial(checkpoint.export, model, run.tokenizer, trained_heads=run.heads, world=world, stage=state.zero_stage)
+    norm = GradientNorm(run.engine)
+    monitor = Monitor(args.output, world, steps, start, config.recipe)
+    monitor.settings(flat(as_dict(config)))
+    bank, checked = source.at(start)
+    monitor.say(introduction(run, bank))
 
     model.train()
-    for step in range(start, steps):
+    for step in range(start, start if state.stopped else steps):
         del bank  # the source must hold the only reference: it frees the old window before it loads the next
         bank, window = source.at(step)
         if window != checked:
             checked = window
-            check_size(bank, drawn, args.data)
-        candidates = offline.at(step, bank) if offline is not None else None
+            check_size(bank, run.objective.random_negatives(config), args.data)
+        candidates = run.offline.at(step, bank) if run.offline is not None else None
         lr = learning_rate(step, config.optimiser)
-        for group in engine.optimizer.param_groups:
+        for group in run.engine.optimizer.param_groups:
             group["lr"], group["eps"] = lr, adam_eps(step, config.optimiser)
-        for micro in range(per_rank):
-            draw = Draw(config.seed, step, world.rank * per_rank + micro)
-            captions = source.positives(draw, config.batch.pairs, slots)
+
+        for micro in range(batch.accumulation):
+            draw = Draw(config.seed, step, world.rank * batch.accumulation + micro)
+            captions = source.positives(draw, batch.pairs, run.slots)
             torch.manual_seed(seed_of(config.seed, step, draw.slot, "dropout"))
-            output = engine(bank, captions, draw, candidates)
-            engine.backward(output.total)
-            norm.before_step()
-            engine.step()
+            output = run.engine(bank, captions, draw, candidates)
+            run.engine.backward(output.total)
+            norm.before_step()  # the reduced gradient is whole here: the place to look at it, or to leave a step out
+            run.engine.step()
             monitor.add(output, len(captions))
-        done = step + 1
+
+        # the step is done: what is written and decided from here on sees the new weights
+        state.step = done = step + 1
+        state.true_pairs += true_pairs
         if done % log.every == 0 or done == steps:
             monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": done * true_pairs / all_captions})
-        if log.panel_every and done % log.panel_every == 0 and config.objective == "retrieval" and objective.writes:
+        if log.panel_every and done % log.panel_every == 0:
             panel = Draw(config.seed, step, 0)  # the same captions on all ranks only where they share the bank
-            first = source.positives(panel, config.batch.pairs, slots)[:2] if source.whole else captions[:2]
-            assert isinstance(model, UniterModel)
-            examples = written_examples(model, scorer, bank, first, config, vocab, tokenizer, panel)
-            monitor.text("written negatives", as_markdown(examples), done)
-        if done in log.export_at and done < steps:  # before the checkpoint: a run resumed from it does not come back here
+            first = source.positives(panel, batch.pairs, run.slots)[:2] if source.whole else captions[:2]
+            if (examples := run.objective.panel(bank, first, panel, run.tokenizer)) is not None:
+                monitor.text("written negatives", as_markdown(examples), done)
+        # exports come before the checkpoint: a run resumed from it does not come back here
+        if run.validation is not None and run.validation.due(done):
+            figures, keep = run.validation.run(), config.validate.keep
+            if state.judge(run.validation.figure, figures[keep], config.validate.patience):
+                best = f"{figures[keep]:.2f} ({run.validation.figure})"
+                with averaged_buffers(model, world):
+                    export(folder=args.output / "export-best", card=partial(card, done, best))
+            monitor.validated(done, figures, keep, f"{state.best:.1f} at {state.best_step}")
+        if done in log.export_at and done < steps:
             average_buffers(model, world)
-            folder = args.output / f"export-step{done}"
-            checkpoint.export(engine, model, tokenizer, folder, heads, world, stage, partial(card, done))
-        if (log.checkpoint_every and done % log.checkpoint_every == 0) or done == steps:
+            export(folder=args.output / f"export-step{done}", card=partial(card, done))
+        ending = done == steps or state.stopped  # a signal to save and leave would come in here
+        if (log.checkpoint_every and done % log.checkpoint_every == 0) or ending:
             average_buffers(model, world)
-            oldest = checkpoint.save(engine, args.output, done, log.keep_checkpoints, world, stage)
-            if offline is not None:
-                offline.forget(oldest)
-        monitor.bar.update()
+            oldest = checkpoint.save(run.engine, args.output, state, log.keep_checkpoints, world)
+            if run.offline is not None:
+                run.offline.forget(oldest)
+        monitor.step_done(done)
+        if ending:
+            break
 
-    if config.objective == "retrieval" and (start < steps or not (args.output / "examples.json").is_file()):
-        negatives: list = []
-        if objective.writes and isinstance(model, UniterModel) and "dev" in manifest.splits and log.examples:
-            negatives = examples_of_dev(args.data, config, model, scorer, vocab, tokenizer, world)
+    if run.objective.keeps_examples and (start < state.step or not (args.output / "examples.json").is_file()):
+        written = examples_of_dev(run)
         if world.first:
-            found = {"scores": monitor.recent, "negatives": negatives}
-            write_json(args.output / "examples.json", found)
+            write_json(args.output / "examples.json", {"scores": monitor.recent, "negatives": written})
     # last of all: a run with an export is a finished run
-    checkpoint.export(engine, model, tokenizer, args.output / "export", heads, world, stage, partial(card, steps))
+    export(folder=args.output / "export", card=partial(card, state.step))
     monitor.close()
     if world.first:
-        print(f"{config.recipe}: done after {steps} steps; Hugging Face folder in {args.output / 'export'}")
+        print(f"{config.recipe}: {ending_of(state)}; Hugging Face folder in {args.output / 'export'}")
 
 
-def examples_of_dev(data: str, config: RunConfig, model: UniterModel, scorer: Scorer, vocab, tokenizer, world) -> list:
-    """What the encoder writes for the first captions of the first dev images, for the report."""
-    dev, _ = load_bank(data, "dev", first=config.log.examples, checksum=False, classes=False)
-    dev = dev.to(world.device)
+def introduction(run: Parts, bank: Bank) -> str:
+    """What will be trained, on what, and the arithmetic of the batch."""
+    config, world, batch, state = run.config, run.world, run.config.batch, run.state
+    true_pairs = batch.pairs * run.slots
+    pairs, captions = true_pairs * config.optimiser.steps, run.manifest.splits[config.data.split]["captions"]
+    parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in run.model.parameters())
+    return (
+        f"{config.recipe}: {parameters:,} parameters, {world.size} rank(s) on {world.device.type}, ZeRO {state.zero_stage}, "
+        f"{bank.num_images:,} images and {bank.num_captions:,} captions in memory ({bank.gib():.2f} GiB)"
+        + (f", from step {state.step}" if state.step else "")
+        + (f"; heads begun: {', '.join(run.started)}" if run.started else "")
+        + ("" if config.init or not run.objective.ranks else "; no init given: the model starts untrained")
+        + f"\n{batch.pairs} pairs a micro-batch x {batch.accumulation} x {world.size} rank(s) = {true_pairs} true pairs a step, "
+        f"{true_pairs * tokens_of_pair(bank):,.0f} tokens in them on average; {config.optimiser.steps:,} steps = {pairs:,} pairs = "
+        f"{pairs / captions:.1f} epochs of {captions:,} captions"
+        + (f"\nvalidation every {config.validate.every} steps: {run.validation.figure}" if run.validation else "")
+    )
+
+
+def examples_of_dev(run: Parts) -> list[dict[str, Any]]:
+    """The objective's examples of the first captions of the first dev images, for the report; [] where there is nothing to show."""
+    config = run.config
+    if "dev" not in run.manifest.splits or not config.log.examples:
+        return []
+    dev, _ = load_bank(run.manifest.folder, "dev", first=config.log.examples, checksum=False, classes=False)
+    dev = dev.to(run.world.device)
     captions = dev.captions_of_image.values[dev.captions_of_image.offsets[:-1]]
-    draw = Draw(config.seed, config.optimiser.steps, 0)
-    return written_examples(model, scorer, dev, captions, config, vocab, tokenizer, draw)
+    return run.objective.panel(dev, captions, Draw(config.seed, config.optimiser.steps, 0), run.tokenizer) or []
+
+
+def ending_of(state: TrainState) -> str:
+    """How a run ended, in one line."""
+    best = f"best {state.figure}: {state.best:.2f} after step {state.best_step} (export-best)" if state.best is not None else ""
+    if state.stopped:
+        return f"stopped after {state.step} steps, {state.not_better} validations without a better one; {best}"
+    return f"done after {state.step} steps" + (f"; {best}" if best else "")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -128,15 +128,6 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig, ds: dict[str, Any
     return torch.optim.AdamW(groups, fused=True, **options)
 
 
-def train_only(model: nn.Module, heads: list[str], every_head: tuple[str, ...]) -> None:
-    """Freeze the heads this stage leaves alone: an idle head would still be moved by momentum and weight decay."""
-    shared = {id(p) for p in model.get_submodule("text_embedding").parameters()}
-    for head in every_head:
-        for parameter in model.get_submodule(head).parameters():
-            if id(parameter) not in shared:
-                parameter.requires_grad_(head in heads)
-
-
 def build_engine(objective: nn.Module, optimiser: torch.optim.Optimizer, ds: dict[str, Any]):
     import deepspeed
 
@@ -169,16 +160,6 @@ def lockstep_of(stage: int, world: World) -> Callable[[int], int]:
         return int(count)
 
     return largest
-
-
-def average_buffers(model: nn.Module, world: World) -> None:
-    """BatchNorm's running statistics, which each rank gathers on its own batches: their mean on all ranks. Before a checkpoint or
-    an evaluation, so that a resumed run and an undisturbed one hold the same."""
-    if world.size > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer.div_(world.size)
 
 
 class GradientNorm:

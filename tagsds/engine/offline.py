@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
 from tagsds.data.source import BankSource
-from tagsds.engine.build import average_buffers
 from tagsds.engine.checkpoint import steps_in
+from tagsds.engine.weights import average_buffers
 from tagsds.errors import UserError
 from tagsds.formats.candidates import Candidates, write_candidates
 from tagsds.formats.manifest import Manifest
-from tagsds.models.matchers import Matcher
-from tagsds.models.uniter import UniterModel
-from tagsds.negatives.offline import check_ranks, needs_candidates
 from tagsds.negatives.remine import rescore
+from tagsds.objectives import OBJECTIVES
 from tagsds.ranks import World
 from tagsds.scoring.mining import search_bank
-from tagsds.scoring.scorer import Scorer
-
-
-def uses_candidates(config: RunConfig) -> bool:
-    """Whether any negatives of the run come from the offline candidates."""
-    return config.objective != "pretrain" and needs_candidates(config.quintuplet, config.offline)
+from tagsds.scoring.protocol import PairScorer
 
 
 class OfflineSource:
     """`at(step)` -> candidates. With `offline.remine_every` = N, the candidates of steps kN .. kN + N - 1 (k > 0) are found with
-    the weights after kN steps: a matcher searches the whole training set anew, the encoder re-orders the first `offline.pool` of
-    each row. They are kept in the run's folder as long as a checkpoint may need them, so that a resumed run draws the same."""
+    the weights after kN steps, as `REMINERS` says for the model's way of scoring. They are kept in the run's folder as long as a
+    checkpoint may need them, so that a resumed run draws the same."""
 
     def __init__(
-        self, config: RunConfig, manifest: Manifest, source: BankSource, model: Matcher | UniterModel, scorer: Scorer,
+        self, config: RunConfig, manifest: Manifest, source: BankSource, model: Any, scorer: PairScorer,
         output: Path, world: World, zero_stage: int,
     ) -> None:  # fmt: skip
         self.config, self.manifest, self.model, self.scorer = config.offline, manifest, model, scorer
@@ -47,13 +44,11 @@ class OfflineSource:
                 f"offline candidates number the whole split '{self.split}', which data.max_gib={config.data.max_gib} does not "
                 "hold; raise it."
             )
-        if self.config.remine_every and zero_stage == 3 and isinstance(model, Matcher):
-            raise UserError("offline.remine_every of a matcher needs ZeRO stage 0, 1 or 2; take another DeepSpeed file.")
+        self.reminer = REMINERS[model.scored_by]
+        if self.config.remine_every and zero_stage == 3 and not self.reminer.under_zero3:
+            raise UserError(f"offline.remine_every of {model.kind} needs ZeRO stage 0, 1 or 2; take another DeepSpeed file.")
         self.mined = Candidates.read(Path(self.config.candidates), manifest, self.split)
-        drawn = 1
-        if config.objective == "retrieval" and config.offline.replace_random:
-            drawn = config.negatives.count if self.config.score else config.negatives.keep
-        check_ranks(self.mined, self.config.first, self.config.last, drawn)
+        OBJECTIVES[config.objective].check_candidates(config, self.mined)
         self._loaded: tuple[int, Candidates] = (0, self.mined)
 
     def at(self, step: int, bank: Bank) -> Candidates:
@@ -82,13 +77,7 @@ class OfflineSource:
         """Each rank finds its share of the rows; rank 0 writes them."""
         world = self.world
         images, captions = (torch.arange(count, device=bank.device) for count in (bank.num_images, bank.num_captions))
-        if isinstance(self.model, Matcher):
-            average_buffers(self.model, world)
-            widths = self.mined.captions_of_image.shape[1], self.mined.images_of_caption.shape[1]
-            rows = search_bank(self.model, bank, *widths, world.share(images), world.share(captions))
-        else:  # under ZeRO-3 each call of the scorer is a collective: ranks with equal shares make equally many
-            shares = world.even_share(images), world.even_share(captions)
-            rows = rescore(self.scorer, bank, self._loaded[1], self.config.pool, *shares, world.first)
+        rows = self.reminer.find(self, bank, images, captions)
         whole = [world.gather(part.to(bank.device), n) for part, n in zip(rows, (bank.num_images, bank.num_captions), strict=True)]
         if whole[0] is not None and whole[1] is not None:
             about = {"checkpoint": f"{folder.parent.parent} after {folder.name}", "checkpoint_sha256": ""}
@@ -100,3 +89,34 @@ class OfflineSource:
         if self.world.first and self.folder.is_dir():
             for step in [step for step in steps_in(self.folder) if step <= oldest][:-1]:
                 shutil.rmtree(self.folder / f"step{step}", ignore_errors=True)
+
+
+def search_anew(source: OfflineSource, bank: Bank, images: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    """A model that encodes images and captions apart searches the whole split."""
+    average_buffers(source.model, source.world)
+    widths = source.mined.captions_of_image.shape[1], source.mined.images_of_caption.shape[1]
+    return search_bank(source.model, bank, *widths, source.world.share(images), source.world.share(captions))
+
+
+def order_anew(source: OfflineSource, bank: Bank, images: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    """A model that needs a forward for every pair re-orders the first `offline.pool` of each row. Under ZeRO-3 each call of the
+    scorer is a collective: ranks with equal shares make equally many."""
+    world = source.world
+    shares = world.even_share(images), world.even_share(captions)
+    return rescore(source.scorer, bank, source._loaded[1], source.config.pool, *shares, world.first)
+
+
+@dataclass(frozen=True)
+class Reminer:
+    """find(source, bank, images int64 [I], captions int64 [C]) -> this rank's share of the rows of both, int32 [., K].
+    under_zero3: whether it works with partitioned weights."""
+
+    find: Callable[[OfflineSource, Bank, Tensor, Tensor], tuple[Tensor, Tensor]]
+    under_zero3: bool
+
+
+REMINERS = {
+    "sides": Reminer(search_anew, under_zero3=False),
+    "pairs": Reminer(order_anew, under_zero3=True),
+}
+"""By `scored_by` of the model's class, as `tagsds.scoring.registry.SCORERS`."""

@@ -14,7 +14,7 @@ from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.writer import mask_captions, write_negatives
-from tagsds.objectives.retrieval.objective import Settings
+from tagsds.objectives.retrieval.settings import Settings
 from tagsds.scoring.scorer import Scorer, without_dropout
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
@@ -24,9 +24,10 @@ from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import QuintupletConfig, Similarities, all_in_batch, hardest_in_batch, quintuplet
 from tagsds.models.matchers import VSRN, Encoded, Matcher
 from tagsds.models.matchers.settings import MatcherSettings
-from tagsds.negatives.offline import OfflineConfig, OfflineDraw, draw_quintuplet
+from tagsds.negatives.offline import OfflineConfig, OfflineDraw, draw_quintuplet, needs_candidates
 from tagsds.objectives.output import StepOutput, fraction
-from tagsds.scoring.scorer import Scorer
+from tagsds.objectives.protocol import Objective
+from tagsds.scoring.protocol import PairScorer
 
 OFFLINE = ("caption_off", "image_off", "both_off", "others_off")  # as `Similarities` names them
 
@@ -39,22 +40,17 @@ class Settings(Protocol):
     offline: OfflineConfig
 
 
-class MatchingObjective(nn.Module):
+class MatchingObjective(Objective):
     """forward(bank, captions int64 [B], draw) -> StepOutput; the terms are summed over the batch, as published."""
 
-    writes = False
-
-    def __init__(
-        self, model: Matcher, config: Settings, vocab: Vocabulary, scorer: Scorer | None = None
-    ) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, model: Matcher, config: Settings, vocab: Vocabulary, scorer: PairScorer | None = None) -> None:
+        super().__init__(model, config, vocab, scorer)
         self.loss, self.offline = config.quintuplet, config.offline
         self.caption_weight = config.matcher.caption_weight
 
-    @staticmethod
-    def heads(config: Settings) -> list[str]:
-        return []
+    @classmethod
+    def needs_candidates(cls, config: Settings) -> bool:
+        return needs_candidates(config.quintuplet, config.offline)
 
     def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
         own = bank.image_of_caption[captions]

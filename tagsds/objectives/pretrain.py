@@ -6,10 +6,10 @@ ZeRO-3 requires.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.vocabulary import Vocabulary
@@ -17,7 +17,9 @@ from tagsds.draw import Draw, generator
 from tagsds.errors import UserError, nearest
 from tagsds.formats.candidates import Candidates
 from tagsds.models.uniter import Layout, UniterModel
+from tagsds.objectives.heads import begin_stage
 from tagsds.objectives.output import StepOutput
+from tagsds.objectives.protocol import Objective
 from tagsds.objectives.settings import PretrainConfig
 from tagsds.objectives.tasks import TASKS, Batch
 from tagsds.scoring.scorer import Scorer
@@ -29,12 +31,13 @@ class Settings(Protocol):
     pretrain: PretrainConfig
 
 
-class PretrainObjective(nn.Module):
+class PretrainObjective(Objective):
     """forward(bank, captions int64 [B], draw) -> StepOutput."""
 
+    ranks: ClassVar[bool] = False
+
     def __init__(self, model: UniterModel, config: Settings, vocab: Vocabulary, scorer: Scorer) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, config, vocab, scorer)
         self.config = config.pretrain
         self.vocab = vocab
         for task in config.pretrain.mix:
@@ -43,17 +46,21 @@ class PretrainObjective(nn.Module):
         if self.needs_classes(config) and not model.config.num_region_classes:
             raise UserError("pretrain.mix asks for mrckl or mrc but the shards carry no classes.npy; set their odds to 0.")
 
-    @staticmethod
-    def heads(config: Settings) -> list[str]:
+    @classmethod
+    def heads(cls, config: Settings) -> list[str]:
         """The heads this stage trains."""
         mix = config.pretrain.mix
         return sorted({TASKS[task](config.pretrain).head for task, odds in mix.items() if odds and task in TASKS})
 
-    @staticmethod
-    def needs_classes(config: Settings) -> bool:
+    @classmethod
+    def needs_classes(cls, config: Settings) -> bool:
         """Whether a task reads the soft labels of the regions."""
         mix = config.pretrain.mix
         return any(TASKS[task](config.pretrain).needs_classes for task, odds in mix.items() if odds and task in TASKS)
+
+    @classmethod
+    def prepare(cls, model: Any, config: Settings) -> list[str]:
+        return begin_stage(model, cls.heads(config))
 
     def task_at(self, draw: Draw) -> str:
         """The task of a step, the same on all ranks."""

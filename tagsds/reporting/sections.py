@@ -16,6 +16,10 @@ from tagsds.reporting.runs import Run, Series, data_folder, setting
 
 # What a logged tag means, for a reader who has not seen the code. {} in a formula is the margin's hinge.
 MEANINGS = {
+    "validate/recalls/rsum": "sum of the six recalls on the first dev images",
+    **{f"validate/recalls/{side}_r{n}": f"R@{n}, {side} retrieval, %" for side in ("text", "image") for n in (1, 5, 10)},
+    "validate/recalls/text_median": "median rank, text retrieval",
+    "validate/recalls/image_median": "median rank, image retrieval",
     "loss/total": "weighted sum of the terms: what is minimised",
     "loss/t2i": "hard images for the caption: mean of [m + s(I⁻,T) − s(I,T)]₊",
     "loss/i2t": "hard captions for the image: mean of [m + s(I,T⁻) − s(I,T)]₊",
@@ -42,8 +46,13 @@ MEANINGS = {
     "memory/gib": "peak memory of one rank, GiB",
     "speed/true_pairs_per_s": "true pairs per second, all ranks",
     "speed/pair_forwards_per_s": "pairs through the encoder per second, mining included, all ranks",
+    "speed/validation_s": "seconds of a validation",
 }
-GROUPS = {"loss": "Losses", "rank": "How often the true pair ranks above its negatives"}
+GROUPS = {
+    "validate": "Validation during training: the first images of the dev split",
+    "loss": "Losses",
+    "rank": "How often the true pair ranks above its negatives",
+}
 SCORE_KINDS = {
     "true": "true pairs",
     "hard_image": "hardest images",

@@ -5,7 +5,7 @@ Shapes: I images, C captions, P pairs, F fragments (regions or words; 1 where on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -29,14 +29,23 @@ class MatcherScorer:
     max_tokens   most fragments of both sides together that are compared at a time, a pair counted with the widest of its
                  block (None: by device); a comparison of fragments needs up to F x E floats a pair
     dtype        autocast to it; None keeps the model's own precision
+    lockstep     as of every scorer, for calls that are collectives under ZeRO-3; kept and not asked here: no run scores with a
+                 matcher whose weights are partitioned (training compares in the objective, a validation scores whole weights)
     """
 
     encodes_apart: ClassVar[bool] = True
 
-    def __init__(self, model: Matcher, max_tokens: int | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Matcher,
+        max_tokens: int | None = None,
+        dtype: torch.dtype | None = None,
+        lockstep: Callable[[int], int] = lambda chunks: chunks,
+    ) -> None:
         self.model = model
         self.max_tokens = max_tokens
         self.dtype = dtype
+        self.lockstep = lockstep
 
     @torch.no_grad()
     def __call__(self, pairs: Pairs, progress: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ SCORERS: dict[str, Any] = {
 }
 
 
-def scorer_of(model: RetrievalModel, max_tokens: int | None = None, dtype: torch.dtype | None = None) -> PairScorer:
-    """The scorer that the model's class names."""
-    return SCORERS[model.scored_by](model, max_tokens, dtype)
+def scorer_of(
+    model: RetrievalModel, max_tokens: int | None = None, dtype: torch.dtype | None = None,
+    lockstep: Callable[[int], int] = lambda chunks: chunks,
+) -> PairScorer:  # fmt: skip
+    """The scorer that the model's class names. `lockstep`: see `Scorer`; training under ZeRO-3 gives it."""
+    return SCORERS[model.scored_by](model, max_tokens, dtype, lockstep)

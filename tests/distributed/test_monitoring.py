@@ -25,7 +25,7 @@ def test_everything_named_is_written(world: Path, tmp_path: Path) -> None:
     output = launch.train(world, tmp_path / "run", "ds_configs/zero1.json", settings, ranks=2)
     assert "30 images" in output, "one of the two shards is in memory at a time"
 
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"tensors": 0})
     events.Reload()
     tags = events.Tags()
     assert set(tags["scalars"]) >= SCALARS

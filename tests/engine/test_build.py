@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tagsds.config import OptimiserConfig
-from tagsds.engine.build import adam_eps, build_optimiser, learning_rate, parameter_groups, train_only
+from tagsds.engine.build import adam_eps, build_optimiser, learning_rate, parameter_groups
 from tagsds.models import MATCHERS, UniterConfig, UniterModel
 from tagsds.models.uniter.initialise import HEADS
+from tagsds.objectives.heads import train_only
 
 
 @pytest.fixture

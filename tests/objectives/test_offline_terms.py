@@ -14,7 +14,6 @@ from tagsds.errors import UserError
 from tagsds.negatives.offline import draw_from_ranks, draw_quintuplet, mine_offline, needs_candidates
 from tagsds.negatives.random import Hard, mine_random, mine_shared
 from tagsds.objectives.retrieval import RetrievalObjective
-from tagsds.objectives.retrieval.objective import check_candidates
 from tagsds.objectives.retrieval.terms.quintuplet import hardest_of
 from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
@@ -216,10 +215,11 @@ def test_the_draw_decides(corpus):
 def test_candidates_that_do_not_reach_are_refused_before_the_first_step(corpus):
     candidates = corpus[3]
     with pytest.raises(UserError, match=r"set offline.last=29"):
-        check_candidates(config_of(group=dict(kind="adaptive"), offline=dict(last=32)), candidates)
+        RetrievalObjective.check_candidates(config_of(group=dict(kind="adaptive"), offline=dict(last=32)), candidates)
     with pytest.raises(UserError, match=r"6 negatives .* offline.first=3 to offline.last=7"):
-        check_candidates(config_of(offline=dict(replace_random=True, last=7)), candidates)
-    check_candidates(config_of(offline=dict(replace_random=True, last=7, score=False)), candidates)  # 4 are drawn
+        RetrievalObjective.check_candidates(config_of(offline=dict(replace_random=True, last=7)), candidates)
+    four = config_of(offline=dict(replace_random=True, last=7, score=False))  # drawn, and none scored
+    RetrievalObjective.check_candidates(four, candidates)
 
 
 def test_hardest_of_drawn_and_of_ordered_negatives():

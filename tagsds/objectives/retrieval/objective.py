@@ -7,36 +7,26 @@ micro-batch.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.errors import UserError, nearest
 from tagsds.formats.candidates import Candidates
-from tagsds.losses.quintuplet import QuintupletConfig
 from tagsds.models.uniter import UniterModel
-from tagsds.negatives.offline import OfflineConfig, check_ranks
-from tagsds.negatives.random import NegativesConfig
-from tagsds.negatives.writer import SyntheticConfig
+from tagsds.negatives.offline import check_ranks, needs_candidates
+from tagsds.objectives.examples import written_examples
+from tagsds.objectives.heads import begin_stage
 from tagsds.objectives.output import StepOutput
+from tagsds.objectives.protocol import Objective
 from tagsds.objectives.retrieval.draws import Draws, Negatives
 from tagsds.objectives.retrieval.forward import Plan
-from tagsds.objectives.retrieval.settings import LossConfig
+from tagsds.objectives.retrieval.settings import Settings
 from tagsds.objectives.retrieval.terms import TERMS, Quintuplet, Term
 from tagsds.scoring.scorer import Scorer
-
-
-class Settings(Protocol):
-    """The groups of a run's settings that this objective reads."""
-
-    loss: LossConfig
-    negatives: NegativesConfig
-    synthetic: SyntheticConfig
-    quintuplet: QuintupletConfig
-    offline: OfflineConfig
 
 
 def loss_terms(config: Settings) -> list[tuple[float, Term]]:
@@ -54,25 +44,50 @@ def loss_terms(config: Settings) -> list[tuple[float, Term]]:
     return terms
 
 
-class RetrievalObjective(nn.Module):
+class RetrievalObjective(Objective):
     """forward(bank, captions int64 [B], draw, candidates) -> StepOutput; `candidates` of the bank's split, where needed."""
 
+    keeps_examples: ClassVar[bool] = True
+
     def __init__(self, model: UniterModel, config: Settings, vocab: Vocabulary, scorer: Scorer) -> None:
-        super().__init__()
-        self.model, self.scorer = model, scorer
+        super().__init__(model, config, vocab, scorer)
+        self.scorer, self.vocab = scorer, vocab
         self.config = config
         self.terms = loss_terms(config)
         self.negatives = Negatives(config.negatives, config.synthetic, config.offline, vocab, model, scorer)
 
-    @staticmethod
-    def heads(config: Settings) -> list[str]:
+    @classmethod
+    def heads(cls, config: Settings) -> list[str]:
         """The heads this stage trains."""
         return ["rank", *dict.fromkeys(head for _, term in loss_terms(config) for head in term.heads)]
+
+    @classmethod
+    def prepare(cls, model: Any, config: Settings) -> list[str]:
+        return begin_stage(model, cls.heads(config))
+
+    @classmethod
+    def needs_candidates(cls, config: Settings) -> bool:
+        return needs_candidates(config.quintuplet, config.offline)
+
+    @classmethod
+    def check_candidates(cls, config: Settings, candidates: Candidates) -> None:
+        drawn = config.negatives.count if config.offline.score else config.negatives.keep
+        check_ranks(candidates, config.offline.first, config.offline.last, drawn if config.offline.replace_random else 1)
+
+    @classmethod
+    def random_negatives(cls, config: Settings) -> int:
+        return 0 if config.negatives.shared or config.offline.replace_random else config.negatives.count
 
     @property
     def writes(self) -> bool:
         """Whether the encoder writes negative sentences."""
         return self.config.loss.writes
+
+    def panel(self, bank: Bank, captions: Tensor, draw: Draw, tokenizer: Any) -> list[dict[str, Any]] | None:
+        """The hardest sentences written for each caption."""
+        if not self.writes:
+            return None
+        return written_examples(self.model, self.scorer, bank, captions, self.config, self.vocab, tokenizer, draw)
 
     def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
         draws = Draws(self.negatives, bank, captions, draw, candidates)
@@ -93,9 +108,3 @@ class RetrievalObjective(nn.Module):
             output.scores |= out.scores
         output.forwards = draws.forwards + len(states.pairs)
         return output
-
-
-def check_candidates(config: Settings, candidates: Candidates) -> None:
-    """UserError where the candidates do not reach the ranks that the settings draw from."""
-    drawn = config.negatives.count if config.offline.score else config.negatives.keep
-    check_ranks(candidates, config.offline.first, config.offline.last, drawn if config.offline.replace_random else 1)

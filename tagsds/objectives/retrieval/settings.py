@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from tagsds.losses.quintuplet import QuintupletConfig
+from tagsds.negatives.offline import OfflineConfig
+from tagsds.negatives.random import NegativesConfig
+from tagsds.negatives.writer import SyntheticConfig
 
 
 @dataclass
@@ -32,3 +38,13 @@ class LossConfig:
     def writes(self) -> bool:
         """Whether the encoder writes negative sentences."""
         return any((self.syn, self.mlm, self.disc, self.corr))
+
+
+class Settings(Protocol):
+    """The groups of a run's settings that the objective reads."""
+
+    loss: LossConfig
+    negatives: NegativesConfig
+    synthetic: SyntheticConfig
+    quintuplet: QuintupletConfig
+    offline: OfflineConfig

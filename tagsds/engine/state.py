@@ -1,0 +1,80 @@
+"""All of a run that resumes, besides weights and optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tagsds.errors import UserError
+
+VERSION = 2
+"""of a checkpoint. 1 named none; since then the discrimination head's two outputs changed places and Adam's eps its place, so that
+old weights and moments would go on as something else without a word."""
+
+
+@dataclass
+class TrainState:
+    """All that resumes. Weights, buffers and the optimiser's moments are DeepSpeed's part of a checkpoint; everything else is here,
+    since positives, negatives and dropout are functions of (seed, step, slot): no random state and no place in the data is kept.
+    It goes into the checkpoint's client state and, for people, into its about.json. A further field that must survive a kill is
+    one line here.
+
+    step            optimiser steps taken
+    true_pairs      matching pairs seen in them, by all ranks together
+    figure          what `best` is: the validation's figure, split and images; "" before the first validation
+    best, best_step the best figure of a validation and the step after which it was found; of equal ones the earlier
+    not_better      validations since then
+    stopped         `validate.patience` ended the run at `step`
+    ranks, zero_stage, version   what a checkpoint must agree in with the run that reads it
+    """
+
+    step: int = 0
+    true_pairs: int = 0
+    figure: str = ""
+    best: float | None = None
+    best_step: int = 0
+    not_better: int = 0
+    stopped: bool = False
+    ranks: int = 1
+    zero_stage: int = 0
+    version: int = VERSION
+
+    def judge(self, figure: str, value: float, patience: int) -> bool:
+        """Take in a validation after `step`; whether it is the best so far. Sets `stopped` after `patience` (0: never) validations
+        in a row that were not. Values of another figure are not compared."""
+        if figure != self.figure:
+            self.figure, self.best, self.not_better = figure, None, 0
+        better = self.best is None or value > self.best
+        if better:
+            self.best, self.best_step, self.not_better = value, self.step, 0
+        else:
+            self.not_better += 1
+            self.stopped = 0 < patience <= self.not_better
+        return better
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over a checkpoint's state, once `check` has passed it."""
+        for f in fields(self):
+            if f.name in saved:
+                setattr(self, f.name, saved[f.name])
+
+    def check(self, saved: dict[str, Any], folder: Path, output: Path) -> None:
+        """UserError where this run cannot go on from a checkpoint (`folder`) with the state `saved`."""
+        version = saved.get("version", 1)
+        if version < VERSION:
+            raise UserError(
+                f"{folder} is of format {version}, from before the discrimination head's order and the place of Adam's eps changed "
+                f"(format {VERSION}); start a new run with init=EXPORT, an export of {output} or of the stage before it."
+            )
+        if version > VERSION:
+            raise UserError(f"{folder} is of format {version}, and this version writes {VERSION}; resume with the newer one.")
+        for key in ("ranks", "zero_stage"):
+            if saved.get(key) != (now := getattr(self, key)):
+                raise UserError(
+                    f"{folder} was written with {key}={saved.get(key)} and cannot be read with {key}={now}; resume with "
+                    f"{key}={saved.get(key)}, or start a new run with init={output} once it has an export."
+                )
