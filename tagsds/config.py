@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tagsds.data.source import DataConfig
-from tagsds.engine.validation import ValidateConfig
 from tagsds.errors import UserError, nearest
+from tagsds.evaluators.settings import ValidateConfig
 from tagsds.losses.quintuplet import KINDS, QuintupletConfig
 from tagsds.models.matchers.settings import MatcherSettings
 from tagsds.models.uniter.settings import BASE_SIZES, ModelConfig

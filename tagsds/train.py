@@ -44,7 +44,7 @@ from tagsds.files import write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES, Objective
-from tagsds.objectives.examples import as_markdown
+from tagsds.objectives.retrieval.examples import as_markdown
 from tagsds.prepare import batch_size, build_model, card_of, flat, prepare_output, tokens_of_pair
 from tagsds.ranks import World
 from tagsds.scoring.registry import scorer_of

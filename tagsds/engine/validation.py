@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from tagsds.data.shards import load_bank
@@ -25,6 +24,7 @@ from tagsds.evaluators import (
     prepare_evaluators,
     run_evaluators,
 )  # fmt: skip
+from tagsds.evaluators.settings import ValidateConfig
 from tagsds.formats.manifest import Manifest
 from tagsds.ranks import World
 
@@ -32,28 +32,6 @@ NOT_FIGURES = (
     "format", "version", "images", "captions", "captions_per_image", "shared_captions",
     "seconds", "pairs_scored", "pairs_per_second",
 )  # fmt: skip
-
-
-@dataclass
-class ValidateConfig:
-    """Validation during training: group `validate` of a recipe."""
-
-    every: int = 0
-    """optimiser steps between two validations; 0 = none. The last step is validated where it is a multiple"""
-    split: str = "dev"
-    first: int = 500
-    """images of the split, from its start; recall falls with their number, so compare equal ones alone"""
-    evaluators: list[str] = field(default_factory=lambda: ["recall"])
-    """what is measured, by name (docs/extend/evaluator.md), with default settings"""
-    keep: str = "recalls/rsum"
-    """the figure whose best checkpoint is kept as export-best; of equal ones the earlier. A path in the results file"""
-    patience: int = 0
-    """validations in a row without a better figure after which the run stops; 0 = never"""
-    shortlist: str = ""
-    """a matcher's run: only what it ranks first is scored. Its reranked recalls stand for `recalls`, and evaluators that need all
-    scores are left out"""
-    rerank: int = 32
-    """with a shortlist: how many of each query are scored"""
 
 
 class Validation:

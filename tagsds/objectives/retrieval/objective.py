@@ -18,11 +18,11 @@ from tagsds.errors import UserError, nearest
 from tagsds.formats.candidates import Candidates
 from tagsds.models.uniter import UniterModel
 from tagsds.negatives.offline import check_ranks, needs_candidates
-from tagsds.objectives.examples import written_examples
 from tagsds.objectives.heads import begin_stage
 from tagsds.objectives.output import StepOutput
 from tagsds.objectives.protocol import Objective
 from tagsds.objectives.retrieval.draws import Draws, Negatives
+from tagsds.objectives.retrieval.examples import written_examples
 from tagsds.objectives.retrieval.forward import Plan
 from tagsds.objectives.retrieval.settings import Settings
 from tagsds.objectives.retrieval.terms import TERMS, Quintuplet, Term
