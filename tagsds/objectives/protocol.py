@@ -71,6 +71,6 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def panel(self, bank: Bank, captions: Tensor, draw: Draw, tokenizer: Any) -> list[dict[str, Any]] | None:
-        """Examples for people to read, for the text panel and examples.json (`objectives.retrieval.examples`); None where there are none.
+        """Examples for people to read, for the text panel and examples.json (`retrieval/examples.py`); None where there are none.
         Collective under ZeRO-3: all ranks call it with the same captions (int64 [B])."""
         return None
