@@ -26,6 +26,7 @@ from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import draw_images
 from tagsds.objectives.output import StepOutput, fraction
 from tagsds.scoring.scorer import Scorer
+from tagsds.settings import one_of, share
 
 TASKS = ("itm", "mlm", "mrfr", "mrckl", "mrc")
 
@@ -37,9 +38,18 @@ class PretrainConfig:
     mix: dict[str, int] = field(default_factory=lambda: {"itm": 2, "mlm": 2, "mrfr": 1, "mrckl": 1, "mrc": 0})
     """one task per optimiser step, drawn with these odds"""
     mask_probability: float = 0.15
+    """probability that a word piece, or a region, is masked"""
     wra_weight: float = 0.1
+    """weight of the word-region alignment beside image-text matching"""
     kl_reduction: str = "mean"
     """of MRC-KL over the classes: mean (the released code, 1 / number of classes of the sum) or sum (the paper's text)"""
+
+    def check(self, group: str) -> None:
+        one_of(self, group, kl_reduction=("mean", "sum"))
+        share(self, group, "mask_probability")
+        for task, odds in self.mix.items():
+            if odds < 0:
+                raise UserError(f"{group}.mix.{task}={odds} must not be negative.")
 
 
 class Settings(Protocol):
