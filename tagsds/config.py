@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +13,25 @@ from omegaconf.errors import OmegaConfBaseException
 from tagsds.data.source import DataConfig
 from tagsds.errors import UserError, nearest
 from tagsds.evaluators.settings import ValidateConfig
-from tagsds.losses.quintuplet import KINDS, QuintupletConfig
-from tagsds.models.matchers.settings import MatcherSettings
-from tagsds.models.uniter.settings import BASE_SIZES, ModelConfig
+from tagsds.losses.quintuplet import QuintupletConfig
+from tagsds.models.matchers import MATCHERS, MatcherSettings
+from tagsds.models.uniter.settings import ModelConfig
 from tagsds.negatives.offline import OfflineConfig, needs_candidates
 from tagsds.negatives.random import NegativesConfig
 from tagsds.negatives.writer import SyntheticConfig
 from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.retrieval.settings import LossConfig
 from tagsds.objectives.settings import PretrainConfig
+from tagsds.settings import one_of
+from tagsds.training_settings import BatchConfig, LogConfig, OptimiserConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+COMMAND_LINE = "the command line"
 
 
-@dataclass
-class BatchConfig:
-    pairs: int = 32
-    """true pairs of one micro-batch on one rank; `acc` of the paper is pairs * accumulation"""
-    tokens: int = 0
-    """if set: `pairs` becomes this many tokens divided by the mean tokens of a pair (of the first window's pairs, where the corpus
-    is walked through in windows), and stays so when the run is resumed"""
-    accumulation: int = 1
-    """micro-batches of one optimiser step on one rank"""
-
-
-@dataclass
-class OptimiserConfig:
-    name: str = "adamw"
-    """adamw (DeepSpeed's fused one on GPUs, its CPU one under offload, torch's elsewhere) or apex"""
-    lr: float = 5e-5
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1.0e-6
-    """added to the root of Adam's second moment; the published encoder runs use 1e-6 (gradients of the down-weighted terms are
-    as small as 1e-8), the matchers 1e-8"""
-    eps_uncorrected: bool = False
-    """add eps to the root of the second moment before its bias is corrected, as the AdamW of the published encoder runs does: in
-    the usual form eps / sqrt(1 - beta2^t) at step t, 7 eps at the first one and eps in the long run"""
-    weight_decay: float = 0.01
-    """not on biases and LayerNorm"""
-    clip: float = 2.0
-    """largest norm of the gradient; 0 = off"""
-    steps: int = 5000
-    warmup_steps: int = 500
-    """linear warm-up, then linear decay to zero at `steps`"""
-    decay_at: list[int] = field(default_factory=list)
-    """if given: the rate stays constant instead, and is divided by ten at each of these steps"""
-
-
-@dataclass
-class LogConfig:
-    every: int = 10
-    """steps between two rows of TensorBoard and log.jsonl"""
-    panel_every: int = 250
-    """steps between two text panels"""
-    checkpoint_every: int = 500
-    """0: only at the end"""
-    keep_checkpoints: int = 2
-    export_at: list[int] = field(default_factory=list)
-    """steps after which a Hugging Face folder export-step<N> is written besides the one at the end"""
-    examples: int = 24
-    """dev captions whose written negatives go into examples.json at the end"""
+def default_matcher() -> MatcherSettings:
+    """Of the first kind in the registry."""
+    return next(iter(MATCHERS.values())).settings()
 
 
 @dataclass
@@ -82,13 +41,18 @@ class RunConfig:
     objective: str = "retrieval"
     """by name in `tagsds.objectives.OBJECTIVES`: pretrain, retrieval (the encoder) or matching (a matcher of models/matchers)"""
     recipe: str = ""
+    """name of the recipe's file; set on loading"""
     description: str = ""
+    """one line on what the recipe is, for logs and the model card"""
     seed: int = 42
+    """every draw of the run follows from it"""
     data_folder: str = ""
+    """the shards; set from --data"""
     init: str = ""
     """a run folder, a folder inside it or a Hugging Face folder to start from; empty: from scratch"""
     model: ModelConfig = field(default_factory=ModelConfig)
-    matcher: MatcherSettings = field(default_factory=MatcherSettings)
+    matcher: MatcherSettings = field(default_factory=default_matcher)
+    """the dataclass of the kind that `matcher.kind` names"""
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -117,10 +81,14 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
         if "=" not in text:
             raise UserError(f"'{text}' on the command line is not of the form key=value.")
         try:
-            layers.append((OmegaConf.from_dotlist([text]), "the command line"))
+            layers.append((OmegaConf.from_dotlist([text]), COMMAND_LINE))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"'{text}' on the command line cannot be read: {' '.join(str(error).split())}") from error
-    for layer, where in layers:
+    kinds = _matcher_kinds(layers)
+    schema.matcher = MATCHERS[kinds[-1]].settings
+    for (layer, where), kind in zip(layers, kinds, strict=True):
+        if where != COMMAND_LINE:
+            _drop_other_kinds(schema, layer, kind)
         _check_keys(schema, layer, where)
         try:
             schema = OmegaConf.merge(schema, layer)
@@ -160,91 +128,48 @@ def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:
             _check_keys(schema[key], layer[key], where, f"{prefix}{key}.")
 
 
+def _matcher_kinds(layers: list[tuple[Any, str]]) -> list[str]:
+    """`matcher.kind` as it stands after each layer. The last one decides which settings the group `matcher` has."""
+    kinds = [default_matcher().kind]
+    for layer, where in layers:
+        group = layer.get("matcher")
+        kinds.append(str(group["kind"]) if isinstance(group, DictConfig) and "kind" in group else kinds[-1])
+        if kinds[-1] not in MATCHERS:
+            raise UserError(f"{where}: matcher.kind '{kinds[-1]}': {nearest(kinds[-1], MATCHERS)}")
+    return kinds[1:]
+
+
+def _drop_other_kinds(schema: Any, layer: Any, kind: str) -> None:
+    """Leave out of a file what belongs to another kind of matcher than the run's, whose settings `schema.matcher` holds.
+
+    A base recipe may be of another kind (`kind`: as of this file): its kind's own settings go with it. And a run once saved the
+    settings of all kinds in one group: those of other kinds are left out where they are defaults.
+    """
+    group = layer.get("matcher")
+    if not isinstance(group, DictConfig):
+        return
+    for name, other in MATCHERS.items():
+        for key, default in vars(other.settings()).items():
+            if key in group and key not in schema.matcher and (name == kind or group[key] == default):
+                group.pop(key)
+
+
 def check(config: RunConfig) -> None:
-    """What can be known to be wrong before anything is loaded."""
-    for key, (name, known) in {
-        "objective": (config.objective, tuple(OBJECTIVES)),
-        "negatives.dtype": (config.negatives.dtype, ("model", "bf16")),
-        "optimiser.name": (config.optimiser.name, ("adamw", "apex")),
-        "pretrain.kl_reduction": (config.pretrain.kl_reduction, ("mean", "sum")),
-        "matcher.kind": (config.matcher.kind, ("vsrn", "scan", "bfan")),
-        "matcher.direction": (config.matcher.direction, ("t2i", "i2t")),
-        "matcher.pooling": (config.matcher.pooling, ("lse", "avg")),
-        "matcher.focal": (config.matcher.focal, ("equal", "prob")),
-    }.items():
-        if name not in known:
-            raise UserError(f"{key} '{name}': {nearest(name, known)}")
-    positive = {
-        "batch.pairs": config.batch.pairs,
-        "batch.accumulation": config.batch.accumulation,
-        "optimiser.steps": config.optimiser.steps,
-        "optimiser.eps": config.optimiser.eps,
-        "negatives.count": config.negatives.count,
-        "negatives.keep": config.negatives.keep,
-        "matcher.word_size": config.matcher.word_size,
-        "matcher.embed_size": config.matcher.embed_size or 1,
-        "synthetic.maskings": config.synthetic.maskings,
-        "synthetic.refills": config.synthetic.refills,
-        "synthetic.tau": config.synthetic.tau,
-        "log.every": config.log.every,
-        "data.window_steps": config.data.window_steps,
-        "data.max_gib": config.data.max_gib,
-        "quintuplet.alpha": config.quintuplet.alpha,
-        "offline.pool": config.offline.pool,
-        **{f"model.{name}": getattr(config.model, name) or 1 for name in BASE_SIZES},
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key}={value} must be above zero.")
-    shares = {
-        "pretrain.mask_probability": config.pretrain.mask_probability,
-        "synthetic.mask_probability": config.synthetic.mask_probability,
-        "model.dropout": config.model.dropout,
-        "model.attention_dropout": config.model.attention_dropout,
-        "matcher.caption_dropout": config.matcher.caption_dropout,
-    }
-    for key, value in shares.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{key}={value} must be at least 0 and below 1.")
-    not_negative = {
-        "optimiser.warmup_steps": config.optimiser.warmup_steps,
-        "optimiser.clip": config.optimiser.clip,
-        "log.checkpoint_every": config.log.checkpoint_every,
-        "log.keep_checkpoints": config.log.keep_checkpoints,
-        "log.panel_every": config.log.panel_every,
-        "validate.every": config.validate.every,
-        "validate.patience": config.validate.patience,
-        "quintuplet.weight": config.quintuplet.weight,
-        "offline.first": config.offline.first,
-        "offline.remine_every": config.offline.remine_every,
-        **{f"pretrain.mix.{task}": odds for task, odds in config.pretrain.mix.items()},
-    }
-    for key, value in not_negative.items():
-        if value < 0:
-            raise UserError(f"{key}={value} must not be negative.")
-    if len(config.optimiser.betas) != 2:
-        raise UserError(f"optimiser.betas={config.optimiser.betas} must be two numbers.")
-    if config.matcher.caption_pieces < 2:
-        raise UserError(f"matcher.caption_pieces={config.matcher.caption_pieces} must be 2 or more: [CLS] and what follows it.")
-    scan = config.matcher
-    if (scan.kind, scan.direction, scan.pooling) == ("scan", "i2t", "lse") and scan.lambda_lse is None and not config.init:
-        raise UserError(
-            "matcher.direction=i2t needs matcher.lambda_lse: published are 20 on COCO (recipe scan-i2t-coco) and 5 on Flickr30K "
-            "(scan-i2t-flickr)."
-        )
+    """What can be known to be wrong before anything is loaded: each group checks its own values, and here stand the rules between
+    groups."""
+    one_of(config, "", objective=tuple(OBJECTIVES))
+    for name, group in vars(config).items():
+        if is_dataclass(group):
+            group.check(name)  # type: ignore[union-attr]
+    if not config.init:
+        config.matcher.check_fresh("matcher")
     if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
         raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
     check_offline(config.quintuplet, config.offline, config.negatives.shared, config.objective)
 
 
 def check_offline(quintuplet: QuintupletConfig, offline: OfflineConfig, shared: bool, objective: str) -> None:
-    """What contradicts itself, or lacks its folder. `shared` is negatives.shared."""
-    if quintuplet.kind not in ("", *KINDS):
-        raise UserError(f"quintuplet.kind '{quintuplet.kind}': {nearest(quintuplet.kind, KINDS)}")
-    if not quintuplet.online and quintuplet.kind in ("online", "adaptive"):
-        raise UserError(f"quintuplet.online=false does not go with quintuplet.kind={quintuplet.kind}; use offline or quintuplet.")
-    if offline.last < offline.first:
-        raise UserError(f"offline.last={offline.last} is below offline.first={offline.first}; ranks are drawn from first to last.")
+    """What contradicts itself. `shared` is negatives.shared."""
     if offline.replace_random and shared:
         raise UserError("offline.replace_random and negatives.shared exclude each other; set one of them to false.")
     reasons = {

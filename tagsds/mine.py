@@ -20,7 +20,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,11 @@ from tagsds.files import sha256_of, write_json, write_npy
 from tagsds.formats.candidates import TABLES, join_tables, write_manifest
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
-from tagsds.models.matchers import VSRN, Matcher, MatcherConfig
+from tagsds.models.matchers import Matcher
 from tagsds.ranks import World, run_command
 from tagsds.scoring.mining import KEYS, QUERIES, comparison
+from tagsds.scoring.protocol import model_class
+from tagsds.scoring.registry import SCORERS
 from tagsds.scoring.search import Live, Store, Stored, choose_backend, search
 
 
@@ -50,7 +52,7 @@ class Mining:
         self.manifest: Manifest = read_manifest(options.data)
         self.shards = self.manifest.shards(options.split)
         config = read_config(self.checkpoint)
-        if not isinstance(config, MatcherConfig):
+        if not SCORERS[model_class(config).scored_by].encodes_apart:
             raise UserError(
                 f"{self.checkpoint} is an encoder, which scores every pair anew; mine with a matcher (recipe vsrn-coco), whose "
                 "candidates the encoder re-orders in training (offline.remine_every)."
@@ -109,12 +111,11 @@ class Mining:
             write_json(self.parts / "settings.json", self._all_settings(True))
         self.world.wait()
         begin = time.perf_counter()
-        model = load_model(self.checkpoint)
-        assert isinstance(model, Matcher)
+        model: Matcher = load_model(self.checkpoint)
         torch.nn.Module.to(model, self.device)
-        stores = self.vectors(model) if isinstance(model, VSRN) else self.live(model)
+        stores = self.live(model) if model.vectors is None else self.vectors(model.vectors)
         embedded = time.perf_counter()
-        backend = self.search(model, stores, stored=isinstance(model, VSRN))
+        backend = self.search(model, stores, stored=model.vectors is not None)
         searched = time.perf_counter()
         if self.world.first:
             for name, rows, width in zip(TABLES, (self.images, self.captions), self.widths, strict=True):
@@ -140,8 +141,8 @@ class Mining:
         return self.parts / f"{name}-{start:09d}.npy"
 
     @torch.no_grad()
-    def vectors(self, model: VSRN) -> tuple[Store, Store]:
-        """Unit vectors of every image and caption, shard by shard, in files; and whose caption each is."""
+    def vectors(self, embed: Callable[..., Tensor]) -> tuple[Store, Store]:
+        """The vector of every image and caption, shard by shard, in files; and whose caption each is."""
         numbers = range(self.world.rank, len(self.shards), self.world.size)
         first_image = np.cumsum([0, *(shard["samples"] for shard in self.shards)])
         for number in tqdm(numbers, desc="vectors", unit="shard", disable=not self.world.first):
@@ -149,8 +150,8 @@ class Mining:
             if all(name.is_file() for name in names):
                 continue
             bank = load_shards(self.manifest, [self.shards[number]], classes=False).to(self.device)
-            of_images = [model.embed(images=bank.image_table(rows)) for rows in _rows(bank.num_images, bank.device)]
-            of_captions = [model.embed(captions=bank.text_table(rows)) for rows in _rows(bank.num_captions, bank.device)]
+            of_images = [embed(images=bank.image_table(rows)) for rows in _rows(bank.num_images, bank.device)]
+            of_captions = [embed(captions=bank.text_table(rows)) for rows in _rows(bank.num_captions, bank.device)]
             arrays = torch.cat(of_images), torch.cat(of_captions), bank.image_of_caption + int(first_image[number])
             if not all(bool(array.isfinite().all()) for array in arrays):
                 shard = self.shards[number]["file"]
@@ -165,7 +166,7 @@ class Mining:
         return images, Stored([self.part("caption", n) for n in shards], owner, self.device)
 
     def live(self, model: Matcher) -> tuple[Store, Store]:
-        """SCAN and BFAN have no vector: the corpus stays in memory, and fragments are compared, which is slow."""
+        """A matcher without vectors (SCAN, BFAN): the corpus stays in memory, and fragments are compared, which is slow."""
         self.say(f"{type(model).__name__} compares fragments: the whole corpus is kept in memory, and the search takes long")
         bank, _ = load_bank(self.options.data, self.options.split, progress=self.world.first, classes=False)
         bank = bank.to(self.device)

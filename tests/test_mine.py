@@ -16,7 +16,7 @@ from tagsds import mine as program
 from tagsds.data.shards import load_bank
 from tagsds.formats.candidates import Candidates
 from tagsds.formats.manifest import read_manifest
-from tagsds.models.matchers import MATCHERS
+from tagsds.models.matchers import MATCHERS, VSRN
 from tagsds.scoring.mining import search_bank
 from tests.launch import ROOT, free_port
 
@@ -25,7 +25,7 @@ SMALL = ["--captions", "30", "--images", "12", "--block-queries", "50", "--block
 
 def matcher_of(world: Path, kind: str):
     manifest = read_manifest(world)
-    make_config, make_model = MATCHERS[kind]
+    make_config, make_model = MATCHERS[kind].config, MATCHERS[kind].model
     torch.manual_seed(4)
     sizes = {"vocab_size": manifest.vocab_size, "region_dim": manifest.feature_dim, "word_size": 8, "embed_size": 12}
     return make_model(make_config(**sizes)).eval()
@@ -100,7 +100,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(mined, run, world, tmp_pat
     assert len(done) == 3
     again = []
     monkeypatch.setattr(program, "search", lambda *args, **kwargs: again.append(args[3:5]) or real(*args, **kwargs))
-    monkeypatch.setattr(program.VSRN, "embed", lambda *args, **kwargs: pytest.fail("vectors are there already"))
+    monkeypatch.setattr(VSRN, "embed", lambda *args, **kwargs: pytest.fail("vectors are there already"))
     mine(run, world, tmp_path / "c")
     blocks = -(-60 // 50) + -(-(len(np.load(mined / "images_of_caption.npy"))) // 50)
     assert len(again) == blocks - 3

@@ -13,6 +13,7 @@ from tagsds.data.shards import load_shards
 from tagsds.draw import Draw, generator, seed_of
 from tagsds.errors import UserError
 from tagsds.formats.manifest import read_manifest
+from tagsds.settings import above_zero
 
 
 @dataclass
@@ -20,6 +21,7 @@ class DataConfig:
     """What is read of the corpus: group `data` of a recipe."""
 
     split: str = "train"
+    """split of the corpus to train on"""
     max_gib: float = 64.0
     """memory (of the GPU, where there is one) that a rank may fill with the corpus; a larger corpus is walked through in windows
     of shards"""
@@ -27,6 +29,9 @@ class DataConfig:
     """steps drawn from one window before the next is loaded"""
     checksum: bool = True
     """hold each shard against the manifest's sha256 while loading"""
+
+    def check(self, group: str) -> None:
+        above_zero(self, group, "window_steps", "max_gib")
 
 
 class BankSource:

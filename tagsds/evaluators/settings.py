@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tagsds.settings import not_negative
+
 
 @dataclass
 class ValidateConfig:
@@ -25,3 +27,6 @@ class ValidateConfig:
     scores are left out"""
     rerank: int = 32
     """with a shortlist: how many of each query are scored"""
+
+    def check(self, group: str) -> None:
+        not_negative(self, group, "every", "patience")

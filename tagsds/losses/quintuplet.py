@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tagsds.errors import UserError
+from tagsds.settings import above_zero, not_negative, one_of
+
 OWN = ("offline_caption", "offline_image")
 CROSSED = ("offline_both", "offline_others")
 OFFLINE_TERMS = {"online": (), "offline": OWN, "quintuplet": OWN + CROSSED, "adaptive": OWN + CROSSED}
@@ -33,9 +36,13 @@ class QuintupletConfig:
     kind: str = ""
     """empty: none; online, offline, quintuplet (all six terms, w = 1) or adaptive"""
     margin_on: float = 0.2
+    """margin of the online terms, on the similarity"""
     margin_off: float = 0.0
+    """margin of the offline terms, on the similarity"""
     alpha: float = 0.3
+    """adaptive: what the difference of an offline and an online similarity is divided by in the weight w"""
     beta: float = 1.5
+    """adaptive: the weight w where both similarities are equal"""
     detach: bool = False
     """no gradient through w; as published it flows"""
     clamp: bool = False
@@ -46,6 +53,13 @@ class QuintupletConfig:
     """matchers: in the first steps the mean over all negatives of the batch stands for the hardest, and nothing offline counts"""
     weight: float = 1.0
     """encoder: of the loss, summed over its terms and averaged over the true pairs"""
+
+    def check(self, group: str) -> None:
+        one_of(self, group, kind=("", *KINDS))
+        if not self.online and self.kind in ("online", "adaptive"):
+            raise UserError(f"{group}.online=false does not go with {group}.kind={self.kind}; use offline or quintuplet.")
+        above_zero(self, group, "alpha")
+        not_negative(self, group, "weight", "warmup_steps")
 
 
 @dataclass(frozen=True)

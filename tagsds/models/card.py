@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from transformers import CONFIG_MAPPING
 
 from tagsds.errors import UserError
 from tagsds.files import write_json, write_text
@@ -18,14 +19,6 @@ from tagsds.provenance import commit, version
 
 FACTS = "card.json"
 COLUMNS = ("text_r1", "text_r5", "text_r10", "image_r1", "image_r5", "image_r10", "rsum")
-KINDS = {
-    "tagsds_uniter": "A single-stream encoder of word pieces and image regions (UNITER, arXiv 1909.11740) that scores how well a "
-    "sentence describes a picture, and writes and mends sentences (TAGS-DC).",
-    "tagsds_vsrn": "VSRN (arXiv 1909.02701): one vector an image and one a caption; their cosine is the similarity.",
-    "tagsds_scan": "SCAN (arXiv 1803.08024): stacked cross attention between regions and words.",
-    "tagsds_bfan": "BFAN (arXiv 1909.11416): focal attention between regions and words, in both directions.",
-}
-
 
 @dataclass
 class Card:
@@ -49,7 +42,7 @@ class Card:
         )
         name = self.recipe.get("recipe") or self.source.get("file") or self.kind
         text = templates.get_template("card.md").render(
-            **asdict(self), name=name, kind_text=KINDS.get(self.kind, self.kind), columns=COLUMNS
+            **asdict(self), name=name, kind_text=kind_text(self.kind), columns=COLUMNS
         )
         write_text(folder / "README.md", text + "\n")
 
@@ -57,6 +50,12 @@ class Card:
         """The row of a dataset; an earlier one of the same name is replaced."""
         row = {"dataset": dataset, "figures": {key: recalls[key] for key in COLUMNS if key in recalls}}
         self.recalls = [*(r for r in self.recalls if r["dataset"] != dataset), row]
+
+
+def kind_text(model_type: str) -> str:
+    """The sentence of the model_type's config class (`summary`)."""
+    known = model_type in CONFIG_MAPPING
+    return str(getattr(CONFIG_MAPPING[model_type], "summary", model_type)) if known else model_type
 
 
 def read_card(folder: Path) -> Card | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,10 @@ from tagsds.errors import UserError, command
 from tagsds.files import read_json_object, sha256_of, write_json
 from tagsds.models.card import Card
 from tagsds.models.load import find_checkpoint, load_model
-from tagsds.models.matchers import MATCHERS
 from tagsds.models.published.files import read_published, write_published
-from tagsds.models.published.matchers import from_matcher, kind_of, to_matcher
+from tagsds.models.published.matchers import from_matcher, kind_of, layouts, name_of, to_matcher
 from tagsds.models.published.uniter import TEXT_HALF, Converted, from_uniter, to_uniter
 from tagsds.models.published.words import read_words, word_tokenizer
-from tagsds.models.uniter import UniterModel
 
 RECORD = "published.json"  # in the folder: what the way back needs
 OPTIONS = {  # what each kind of conversion takes, beside the source, --out and --layout
@@ -39,6 +38,7 @@ OPTIONS = {  # what each kind of conversion takes, beside the source, --out and 
     "way back": ("dtype",),
 }
 WHOSE = {"encoder": "an encoder's file", "matcher": "a matcher's file", "way back": "a folder of this program"}
+WRITERS: dict[str, Callable[..., dict[str, Any]]] = {"uniter": to_uniter}  # of the way back; all other layouts are matchers
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, help="a published file or BERT folder; or a run or folder of this program")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; the file to write on the way back")
-    parser.add_argument("--layout", choices=("auto", "uniter", "bert", *MATCHERS), default="auto", help="(default auto)")
+    parser.add_argument("--layout", choices=("auto", "uniter", "bert", *layouts()), default="auto", help="(default auto)")
     parser.add_argument("--tokenizer", help="name, folder or vocab.txt of the word pieces (UNITER, BERT)")
     parser.add_argument("--vocabulary", type=Path, help="word2idx as JSON, or the pickled Vocabulary (VSRN, SCAN, BFAN)")
     parser.add_argument("--config", type=Path, help="BERT-type config JSON; needed where a head is not 64 wide")
@@ -84,7 +84,7 @@ def is_ours(source: Path) -> bool:
 def convert(args: argparse.Namespace) -> None:
     """A published checkpoint -> a Hugging Face folder with its tokenizer, a model card, and a record for the way back."""
     published = read_published(args.source)
-    matcher = published.is_matcher or args.layout in MATCHERS
+    matcher = published.is_matcher or args.layout in layouts()
     refuse_others(args, "matcher" if matcher else "encoder", published.path)
     if published.is_matcher and args.layout in ("uniter", "bert"):
         raise UserError(f"{published.path} holds the two halves of a matcher, not {args.layout}'s layout; leave --layout out.")
@@ -175,19 +175,8 @@ def write_folder(done: Converted, tokenizer: Any, out: Path) -> None:
 
 def told(done: Converted, path: Path, out: Path) -> str:
     """What was found and done, for the user."""
-    config, lines = done.model.config, []
-    if isinstance(done.model, UniterModel):
-        heads, width = config.num_attention_heads, config.hidden_size
-        size = f"{config.num_hidden_layers} layers of {width}, {heads} heads of {width // heads}"
-        tables = f"{config.vocab_size} word pieces, regions of {config.region_dim}"
-        lines.append(f"{path}: {done.record['layout']} layout, {size}, {tables}")
-        lines.append(f"heads found: {', '.join(done.found) or 'none'}")
-        if done.begun:
-            lines.append(f"heads begun: {', '.join(done.begun)}")
-    else:
-        size = f"joint space of {config.embed_size}, {config.vocab_size} words, regions of {config.region_dim}"
-        lines.append(f"{path}: {done.record['layout']} layout, {size}")
-    return "\n".join([*lines, *done.notes, f"written to {out}; start a run from it with init={out}"])
+    found = [f"{path}: {done.record['layout']} layout, {done.size}", *done.heads(), *done.notes]
+    return "\n".join([*found, f"written to {out}; start a run from it with init={out}"])
 
 
 def export(args: argparse.Namespace) -> None:
@@ -200,11 +189,11 @@ def export(args: argparse.Namespace) -> None:
         warnings.simplefilter("ignore")
         model = load_model(folder)
     record = read_json_object(folder / RECORD) if (folder / RECORD).is_file() else None
-    layout = "uniter" if isinstance(model, UniterModel) else model.config.model_type.removeprefix("tagsds_")
+    layout = name_of(model) or "uniter"
     if args.layout not in ("auto", layout):
         raise UserError(f"{folder} holds a model of layout {layout}, not {args.layout}; leave --layout out.")
     dtype = DTYPES[args.dtype] if args.dtype else None
-    write_published(args.out, (to_uniter if layout == "uniter" else to_matcher)(model, record, dtype))
+    write_published(args.out, WRITERS.get(layout, to_matcher)(model, record, dtype))
     print(f"{folder}: written to {args.out} in the {layout} layout")
 
 

@@ -18,6 +18,7 @@ from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import QuintupletConfig
 from tagsds.negatives.random import Hard, keep_hardest
 from tagsds.scoring.scorer import Scorer
+from tagsds.settings import above_zero, not_negative
 
 CAPTIONS_PER_IMAGE = 5
 
@@ -29,8 +30,9 @@ class OfflineConfig:
     candidates: str = ""
     """a folder of tagsds-mine"""
     first: int = 0
+    """first rank to draw from, 0 = hardest; images are drawn from ranks first // 5 to last // 5"""
     last: int = 299
-    """ranks to draw from, 0 = hardest, `last` included; images are drawn from ranks first // 5 to last // 5"""
+    """last rank to draw from, itself included"""
     replace_random: bool = False
     """draw the negatives of t2i and i2t from the candidates in place of random ones"""
     score: bool = True
@@ -40,6 +42,12 @@ class OfflineConfig:
     encoder re-orders the first `pool`"""
     pool: int = 64
     """hardest candidates of each image and caption that are ordered anew; the ranks behind stay"""
+
+    def check(self, group: str) -> None:
+        not_negative(self, group, "first", "remine_every")
+        above_zero(self, group, "pool")
+        if self.last < self.first:
+            raise UserError(f"{group}.last={self.last} is below {group}.first={self.first}; ranks are drawn from first to last.")
 
 
 def needs_candidates(quintuplet: QuintupletConfig, offline: OfflineConfig) -> bool:

@@ -13,6 +13,7 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.losses.ranking import hardest
 from tagsds.scoring.scorer import Scorer
+from tagsds.settings import above_zero, one_of
 
 
 @dataclass
@@ -27,6 +28,10 @@ class NegativesConfig:
     """take the other pairs of the micro-batch instead of `count` random ones: one score serves both directions"""
     dtype: str = "model"
     """model or bf16: precision of scores that only choose negatives"""
+
+    def check(self, group: str) -> None:
+        one_of(self, group, dtype=("model", "bf16"))
+        above_zero(self, group, "count", "keep")
 
 
 @dataclass

@@ -17,6 +17,7 @@ from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.tailored import filter_candidates, refill, write
 from tagsds.scoring.scorer import Scorer, without_dropout
+from tagsds.settings import above_zero, share
 
 
 @dataclass
@@ -24,10 +25,17 @@ class SyntheticConfig:
     """How sentences are written: group `synthetic` of a recipe."""
 
     maskings: int = 20
+    """masked copies of a caption"""
     refills: int = 20
+    """sentences that are drawn from each masked copy"""
     tau: float = 1.5
     """temperature of the refilling softmax"""
     mask_probability: float = 0.15
+    """probability that a phrase or word piece is masked"""
+
+    def check(self, group: str) -> None:
+        above_zero(self, group, "maskings", "refills", "tau")
+        share(self, group, "mask_probability")
 
 
 @dataclass

@@ -22,8 +22,7 @@ from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import QuintupletConfig, Similarities, all_in_batch, hardest_in_batch, quintuplet
-from tagsds.models.matchers import VSRN, Encoded, Matcher
-from tagsds.models.matchers.settings import MatcherSettings
+from tagsds.models.matchers import Encoded, Matcher, MatcherSettings
 from tagsds.negatives.offline import OfflineConfig, OfflineDraw, draw_quintuplet, needs_candidates
 from tagsds.objectives.output import StepOutput, fraction
 from tagsds.objectives.protocol import Objective
@@ -46,7 +45,7 @@ class MatchingObjective(Objective):
     def __init__(self, model: Matcher, config: Settings, vocab: Vocabulary, scorer: PairScorer | None = None) -> None:
         super().__init__(model, config, vocab, scorer)
         self.loss, self.offline = config.quintuplet, config.offline
-        self.caption_weight = config.matcher.caption_weight
+        self.extra_weights = config.matcher.extra_weights()
 
     @classmethod
     def needs_candidates(cls, config: Settings) -> bool:
@@ -82,10 +81,11 @@ class MatchingObjective(Objective):
         else:
             terms = quintuplet(similarities, config)
         total = torch.stack(list(terms.values())).sum()
-        if isinstance(self.model, VSRN) and self.caption_weight:
-            described = replace(images.select(image), states=states)
-            terms["captioning"] = self.model.captioning_loss(described, bank.text_table(captions))
-            total = total + self.caption_weight * terms["captioning"]
+        if self.extra_weights:
+            extra = self.model.extra_losses(replace(images.select(image), states=states), bank.text_table(captions))
+            for name, weight in self.extra_weights.items():
+                terms[name] = extra[name]
+                total = total + weight * extra[name]
         counters, histograms = self.counts(similarities)
         return StepOutput(total, terms, counters, histograms, size * size + 4 * size * (drawn is not None))
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tagsds.errors import UserError
+from tagsds.settings import one_of, share
+
 
 @dataclass
 class PretrainConfig:
@@ -17,3 +20,10 @@ class PretrainConfig:
     """of the word-region alignment beside itm; 0: none"""
     kl_reduction: str = "mean"
     """of MRC-KL over the classes: mean (the released code, 1 / number of classes of the sum) or sum (the paper's text)"""
+
+    def check(self, group: str) -> None:
+        one_of(self, group, kl_reduction=("mean", "sum"))
+        share(self, group, "mask_probability")
+        for task, odds in self.mix.items():
+            if odds < 0:
+                raise UserError(f"{group}.mix.{task}={odds} must not be negative.")

@@ -114,7 +114,7 @@ def test_learning_rate_by_steps():
 
 
 def test_a_matchers_biases_and_batch_norms_are_not_decayed():
-    make_config, make_model = MATCHERS["vsrn"]
+    make_config, make_model = MATCHERS["vsrn"].config, MATCHERS["vsrn"].model
     matcher = make_model(make_config(vocab_size=9, region_dim=4, word_size=3, embed_size=5, image_norm=True))
     plain = set()
     for module in matcher.modules():

@@ -34,9 +34,10 @@ ENCODER = [
 FINE_TUNED = ["negatives.count=11", "negatives.keep=3", "synthetic.maskings=2", "synthetic.refills=3"]
 TAGS = [*ENCODER, *FINE_TUNED, "loss.syn=0.5", "loss.mlm=0.1"]
 MATCHER = [
-    "matcher.embed_size=12", "matcher.word_size=8", "matcher.caption_hidden=8", "batch.pairs=8", f"optimiser.steps={STEPS}",
+    "matcher.embed_size=12", "matcher.word_size=8", "batch.pairs=8", f"optimiser.steps={STEPS}",
     "optimiser.decay_at=[15]", "quintuplet.warmup_steps=3", "log.every=1", "log.checkpoint_every=0",
 ]  # fmt: skip
+VSRN = [*MATCHER, "matcher.caption_hidden=8"]
 OFFLINE = ["offline.first=1", "offline.last=19"]
 
 # family -> (recipe, settings, the family it starts from). {vsrn} stands for the candidates that family `vsrn` found.
@@ -47,13 +48,13 @@ FAMILIES: dict[str, tuple[str, list[str], str]] = {
     "shared": ("baseline-base-coco", [*ENCODER, *FINE_TUNED, "negatives.shared=true"], "pretrain"),
     "tags": ("tags-base-coco", TAGS, "pretrain"),
     "tagsdc": ("tagsdc-base-coco", [*TAGS, "loss.disc=0.2", "loss.corr=0.2"], "tags"),
-    "vsrn": ("coco-boxes-vsrn", MATCHER, ""),
+    "vsrn": ("coco-boxes-vsrn", VSRN, ""),
     "scan": ("coco-boxes-scan", MATCHER, ""),
     "bfan": ("coco-boxes-bfan", MATCHER, ""),
     "scan-offline": ("coco-boxes-scan-aoq", [*MATCHER, *OFFLINE, "quintuplet.kind=offline", "offline.candidates={vsrn}"], "scan"),
     "bfan-quintuplet": ("coco-boxes-bfan-aoq", [*MATCHER, *OFFLINE, "quintuplet.kind=quintuplet",
                         "offline.candidates={vsrn}"], "bfan"),
-    "vsrn-adaptive": ("coco-boxes-vsrn-aoq", [*MATCHER, *OFFLINE, "offline.candidates={vsrn}", "offline.remine_every=8"], "vsrn"),
+    "vsrn-adaptive": ("coco-boxes-vsrn-aoq", [*VSRN, *OFFLINE, "offline.candidates={vsrn}", "offline.remine_every=8"], "vsrn"),
     "baseline-offline": ("baseline-base-coco", [*ENCODER, *FINE_TUNED, *OFFLINE, "offline.replace_random=true",
                          "offline.candidates={vsrn}", "offline.remine_every=8", "offline.pool=6"], "pretrain"),
     "tagsdc-adaptive": ("tagsdc-base-coco", [*TAGS, *OFFLINE, "loss.disc=0.2", "loss.corr=0.2", "quintuplet.kind=adaptive",

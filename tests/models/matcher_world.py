@@ -31,7 +31,7 @@ def captions_of(lengths: list[int] = WORDS, seed: int = 1, vocab: int = VOCAB) -
 
 def matcher_of(name: str, seed: int = 0, **changes) -> Matcher:
     """In eval mode and float64, every parameter off its initial value (BatchNorm off 0 and 1, its statistics too)."""
-    config_class, model_class = MATCHERS[name]
+    config_class, model_class = MATCHERS[name].config, MATCHERS[name].model
     sizes = dict(vocab_size=VOCAB, region_dim=REGION_DIM, word_size=WORD_SIZE, embed_size=EMBED)
     if name == "vsrn":
         sizes |= dict(graph_layers=2, caption_hidden=7)

@@ -130,10 +130,10 @@ def test_saved_and_loaded_by_automodel(name, options, tmp_path):
     model, images, captions = matcher_of(name, **options).float(), images_of(), captions_of()
     model.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
-    assert type(config) is MATCHERS[name][0]
+    assert type(config) is MATCHERS[name].config
     assert all(getattr(config, key) == value for key, value in options.items())
     loaded = AutoModel.from_pretrained(tmp_path).eval()
-    assert type(loaded) is MATCHERS[name][1]
+    assert type(loaded) is MATCHERS[name].model
     state = model.state_dict()
     assert loaded.state_dict().keys() == state.keys()
     for key, value in loaded.state_dict().items():
@@ -144,7 +144,7 @@ def test_saved_and_loaded_by_automodel(name, options, tmp_path):
 
 @each_name
 def test_initial_weights(name):
-    config_class, model_class = MATCHERS[name]
+    config_class, model_class = MATCHERS[name].config, MATCHERS[name].model
     model = model_class(config_class(vocab_size=400, region_dim=30, embed_size=50))
     words = model.text.word.weight
     assert words.shape == (400, 300) and -0.1 <= words.min() < -0.099 and 0.099 < words.max() <= 0.1
@@ -170,8 +170,8 @@ def test_unknown_options_are_named(name, options, sentence):
 
 def test_sizes_of_the_papers():
     for name, wanted in (("vsrn", 2048), ("scan", 1024), ("bfan", 1024)):
-        assert MATCHERS[name][0]().embed_size == wanted
-    config = MATCHERS["scan"][0]
+        assert MATCHERS[name].config().embed_size == wanted
+    config = MATCHERS["scan"].config
     assert (config().lambda_softmax, config().lambda_lse) == (9, 6)
     assert (config(direction="i2t").lambda_softmax, config(direction="i2t").lambda_lse) == (4, 5)
 

@@ -12,8 +12,8 @@ from tagsds.data.ragged import Ragged
 from tagsds.errors import UserError
 from tagsds.models.load import load_model
 from tagsds.models.matchers import VSRN, VsrnConfig
-from tagsds.models.matchers.captioner import teach
 from tagsds.models.matchers.images import RegionGraph, RowNorm
+from tagsds.models.matchers.vsrn.captioner import teach
 from tests.models.matcher_reference import caption_nll, region_states
 from tests.models.matcher_world import EMBED, captions_of, gradients, images_of, matcher_of
 

@@ -31,7 +31,7 @@ def candidates(corpus):
 
 def objective_of(corpus, kind: str, loss: str, *overrides: str) -> MatchingObjective:
     _, manifest, vocab = corpus
-    make_config, make_model = MATCHERS[kind]
+    make_config, make_model = MATCHERS[kind].config, MATCHERS[kind].model
     torch.manual_seed(3)
     model = make_model(make_config(vocab_size=manifest.vocab_size, region_dim=manifest.feature_dim, word_size=6, embed_size=8))
     config = load_config(

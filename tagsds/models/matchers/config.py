@@ -1,104 +1,25 @@
-"""Sizes of the matchers that AOQ trains, as Hugging Face configs: what they share, then one class a matcher."""
+"""Sizes that all matchers share, as a Hugging Face config; each matcher's folder adds its own."""
 
 from __future__ import annotations
-
-import warnings
 
 from transformers import PretrainedConfig
 
 
 class MatcherConfig(PretrainedConfig):
-    """What VSRN, SCAN and BFAN share.
+    """What every matcher has.
 
     vocab_size, region_dim   of the shards
     word_size                width of a word embedding (300 in all three papers)
     embed_size               width of the joint space (VSRN 2048, SCAN and BFAN 1024)
+    summary                  of the class: one sentence for the model card
     """
 
     model_type = "tagsds_matcher"
+    summary = "A matcher of images and sentences that are encoded apart from one another."
 
     def __init__(
         self, vocab_size: int = 30522, region_dim: int = 2048, word_size: int = 300, embed_size: int = 1024, **kwargs
     ) -> None:
         self.vocab_size, self.region_dim = vocab_size, region_dim
         self.word_size, self.embed_size = word_size, embed_size
-        super().__init__(**kwargs)
-
-
-class VsrnConfig(MatcherConfig):
-    """VSRN (arXiv 1909.02701).
-
-    graph_layers        residual region-graph convolutions
-    image_norm          BatchNorm behind the GRU over regions (its Flickr30K model has it)
-    column_norm         normalise each feature over the regions of its image, before and after the graph, where the paper normalises
-                        each region: what the released code does, and what its checkpoints were trained with
-    input_norm          with column_norm: also before the graph (the released code does so for COCO and not for Flickr30K)
-    caption_hidden      width of the captioner; 0: none
-    caption_word_size   width of the captioner's own word embedding; None: word_size
-    caption_dropout     of what enters the captioner's two GRUs
-    caption_pieces      word pieces of a caption, [CLS] and [SEP] among them, that the captioner is taught at most
-    captioner_version   2: the released captioner (captioner.py). 1 (a config.json without the key): an earlier one of another form,
-                        whose weights are left out on loading, so that caption_hidden becomes 0
-    """
-
-    model_type = "tagsds_vsrn"
-
-    def __init__(
-        self, embed_size: int = 2048, graph_layers: int = 4, image_norm: bool = False,
-        column_norm: bool = False, input_norm: bool = True, caption_hidden: int = 512,
-        caption_word_size: int | None = None, caption_dropout: float = 0.2, caption_pieces: int = 60,
-        captioner_version: int = 2, **kwargs,
-    ) -> None:  # fmt: skip
-        super().__init__(embed_size=embed_size, **kwargs)
-        self.graph_layers, self.image_norm = graph_layers, image_norm
-        self.column_norm, self.input_norm = column_norm, input_norm
-        self.caption_word_size = self.word_size if caption_word_size is None else caption_word_size
-        self.caption_dropout, self.caption_pieces = caption_dropout, caption_pieces
-        self.caption_hidden, self.captioner_version = caption_hidden, 2
-        if captioner_version == 1 and caption_hidden:
-            self.caption_hidden = 0
-            warnings.warn(
-                "this VSRN's captioner is of an earlier form and is left out; similarities do not depend on it, and training on "
-                "with a captioning loss begins a new one.",
-                stacklevel=2,
-            )
-
-    @classmethod
-    def from_dict(cls, config_dict, **kwargs):
-        """A config.json without `captioner_version` was written before the key existed: it is of version 1."""
-        return super().from_dict({"captioner_version": 1} | config_dict, **kwargs)
-
-
-class ScanConfig(MatcherConfig):
-    """SCAN (arXiv 1803.08024).
-
-    direction        t2i: each word attends to the regions; i2t: each region attends to the words
-    pooling          lse (LogSumExp) or avg, over words (t2i) or regions (i2t)
-    lambda_softmax   inverse temperature of the attention; None: 9 for t2i, 4 for i2t
-    lambda_lse       sharpness of LogSumExp; None: 6 for t2i, 5 for i2t
-    """
-
-    model_type = "tagsds_scan"
-
-    def __init__(
-        self, direction: str = "t2i", pooling: str = "lse", lambda_softmax: float | None = None,
-        lambda_lse: float | None = None, **kwargs,
-    ) -> None:  # fmt: skip
-        self.direction, self.pooling = direction, pooling
-        self.lambda_softmax = lambda_softmax if lambda_softmax is not None else (9.0 if direction == "t2i" else 4.0)
-        self.lambda_lse = lambda_lse if lambda_lse is not None else (6.0 if direction == "t2i" else 5.0)
-        super().__init__(**kwargs)
-
-
-class BfanConfig(MatcherConfig):
-    """BFAN (arXiv 1909.11416).
-
-    focal            equal or prob: with which confidence fragments vote on what is irrelevant
-    lambda_softmax   inverse temperature of the attention
-    """
-
-    model_type = "tagsds_bfan"
-
-    def __init__(self, focal: str = "equal", lambda_softmax: float = 20.0, **kwargs) -> None:
-        self.focal, self.lambda_softmax = focal, lambda_softmax
         super().__init__(**kwargs)

@@ -21,6 +21,7 @@ from tagsds.errors import UserError, nearest
 from tagsds.models.matchers.attention import at_least_float32, unit
 from tagsds.models.matchers.config import MatcherConfig
 from tagsds.models.matchers.images import RegionProjection
+from tagsds.models.matchers.settings import MatcherSettings
 from tagsds.models.matchers.text import CaptionEncoder
 
 BLOCK = 1 << 24  # dot products that `compare` holds at a time where no gradient is wanted: 64 MiB in float32
@@ -82,6 +83,15 @@ class Matcher(PreTrainedModel, ABC):
     def has_batch_norm(self) -> bool:
         """Whether the encoding of an image depends, in training, on the images encoded with it."""
         return any(isinstance(module, nn.BatchNorm1d) for module in self.modules())
+
+    def take_training_settings(self, settings: MatcherSettings, seed: int) -> None:
+        """Take over what of a recipe belongs to the training and not to the weights, for a matcher that was loaded from `init`.
+        `seed`: of the run, for weights that are added."""
+
+    def extra_losses(self, images: Encoded, captions: Ragged) -> dict[str, Tensor]:
+        """Losses of the matcher's own beside the matching loss, by name: {name: float32 []}. Called where
+        `MatcherSettings.extra_weights` names one. Row p of `images` (with `states`) belongs to caption p."""
+        return {}
 
     @abstractmethod
     def encode_images(self, images: Images) -> Encoded:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tagsds.errors import UserError
+from tagsds.models.layouts.rules import Rule, copies, fit, give_all, matrix_shape, take_all
 from tagsds.models.published.files import Published
-from tagsds.models.published.layout import Rule, copies, fit, give_all, matrix_shape, take_all
 from tagsds.models.uniter import UniterModel
 from tagsds.models.uniter.config import UniterConfig
 from tagsds.models.uniter.initialise import initialise_heads
@@ -45,14 +45,20 @@ CONFIG_KEYS = {  # of a BERT-type config file -> of ours
 
 @dataclass
 class Converted:
-    """A model of ours from a published file; `found` and `begun` name heads, `notes` what a reader should know, `record` what
-    the way back needs (published.json)."""
+    """A model of ours from a published file; `size` in words; `found` and `begun` name heads (`found` None: it has no heads),
+    `notes` what a reader should know, `record` what the way back needs (published.json)."""
 
     model: Any
-    found: list[str] = field(default_factory=list)
+    size: str
+    found: list[str] | None = None
     begun: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+
+    def heads(self) -> list[str]:
+        """Lines for the user."""
+        found = [] if self.found is None else [f"heads found: {', '.join(self.found) or 'none'}"]
+        return found + ([f"heads begun: {', '.join(self.begun)}"] if self.begun else [])
 
 
 def canonical(key: str) -> str:
@@ -167,7 +173,10 @@ def from_uniter(published: Published, given: dict[str, Any], vocabulary: int | N
     notes += [f"heads initialised at random: {', '.join(fresh)}"] if fresh else []
     keys = {key: [name, str(published.tensors[key].dtype).removeprefix("torch.")] for key, name in spelt.items() if key not in out}
     record = {"layout": "uniter" if image else "bert", "source": path.name, "vocabulary_padding": padding, "keys": keys}
-    return Converted(model.eval(), found, begun, notes, record)
+    config, width, head_count = model.config, model.config.hidden_size, model.config.num_attention_heads
+    size = f"{config.num_hidden_layers} layers of {width}, {head_count} heads of {width // head_count}"
+    size += f", {config.vocab_size} word pieces, regions of {config.region_dim}"
+    return Converted(model.eval(), size, found, begun, notes, record)
 
 
 def without_padding(theirs: dict[str, Tensor], vocabulary: int | None, path: Path) -> tuple[dict[str, Tensor], int]:

@@ -16,6 +16,10 @@ class UniterConfig(PretrainedConfig):
     """
 
     model_type = "tagsds_uniter"
+    summary = (
+        "A single-stream encoder of word pieces and image regions (UNITER, arXiv 1909.11740) that scores how well a "
+        "sentence describes a picture, and writes and mends sentences (TAGS-DC)."
+    )
 
     def __init__(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tagsds.settings import above_zero, share
+
 BASE_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
@@ -13,12 +15,20 @@ class ModelConfig:
     checkpoint is an error."""
 
     hidden_size: int | None = None
+    """width of the hidden states"""
     num_hidden_layers: int | None = None
+    """transformer layers"""
     num_attention_heads: int | None = None
+    """attention heads of a layer; `hidden_size` must be a multiple"""
     intermediate_size: int | None = None
+    """width between the two linear layers of a feed-forward block"""
     dropout: float = 0.1
-    """of hidden states"""
+    """probability of dropout of hidden states"""
     attention_dropout: float = 0.1
-    """of attention weights; 0 lets a CPU use the fused attention in training"""
+    """probability of dropout of attention weights; 0 lets a CPU use the fused attention in training"""
     initializer_range: float = 0.02
     """standard deviation of fresh weights: BERT's 0.02 suits 768; a narrow model wants about 1 / sqrt(hidden_size)"""
+
+    def check(self, group: str) -> None:
+        above_zero(self, group, *BASE_SIZES)
+        share(self, group, "dropout", "attention_dropout")

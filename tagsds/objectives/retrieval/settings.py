@@ -13,6 +13,8 @@ from tagsds.negatives.writer import SyntheticConfig
 
 @dataclass
 class LossConfig:
+    """Weights and margins of the terms; a weight of zero leaves its term out."""
+
     margin: float = 0.2
     """of the triplets t2i, i2t and syn, on s(I, T) in 0..1"""
     t2i: float = 1.0
@@ -33,6 +35,9 @@ class LossConfig:
     """disc: of an original token, [CLS] and [SEP] among them"""
     more: dict[str, float] = field(default_factory=dict)
     """weights of further terms, by their name in `tagsds.objectives.retrieval.TERMS`"""
+
+    def check(self, group: str) -> None:
+        """Any weight and margin may be tried."""
 
     @property
     def writes(self) -> bool:

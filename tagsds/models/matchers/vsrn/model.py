@@ -1,21 +1,24 @@
 """VSRN (arXiv 1909.02701): one vector an image and one a caption, from reasoning over regions.
 
-Shapes as in matcher.py.
+Shapes as in matchers/matcher.py.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tagsds.data.pairs import Images
 from tagsds.data.ragged import Ragged
+from tagsds.draw import seed_of
 from tagsds.errors import UserError
 from tagsds.models.matchers.attention import at_least_float32, unit
-from tagsds.models.matchers.captioner import Captioner
-from tagsds.models.matchers.config import VsrnConfig
 from tagsds.models.matchers.images import RegionGraph, RegionProjection, RowNorm, unit_columns
 from tagsds.models.matchers.matcher import Encoded, Matcher, full_precision
 from tagsds.models.matchers.text import CaptionEncoder, run_gru
+from tagsds.models.matchers.vsrn.captioner import Captioner
+from tagsds.models.matchers.vsrn.config import VsrnConfig
+from tagsds.models.matchers.vsrn.settings import VsrnSettings
 
 
 class VSRN(Matcher):
@@ -67,17 +70,19 @@ class VSRN(Matcher):
     def compare_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         return (at_least_float32(images.vectors) * at_least_float32(captions.vectors)).sum(dim=-1).squeeze(1)
 
-    def begin_captioner(self, hidden: int, word_size: int) -> None:
-        """A new captioner, from torch's random state."""
-        assert isinstance(self.config, VsrnConfig)
-        self.config.caption_hidden, self.config.caption_word_size = hidden, word_size
-        self.captioner = Captioner(self.config).to(self.project.weight)
-
-    def set_captioning(self, dropout: float, pieces: int) -> None:
-        """What of the captioner belongs to a training, not to its weights (VsrnConfig: caption_dropout, caption_pieces)."""
-        self.config.caption_dropout, self.config.caption_pieces = dropout, pieces
+    def take_training_settings(self, settings: VsrnSettings, seed: int) -> None:  # type: ignore[override]
+        """The recipe's dropout and longest caption; and a new captioner where the recipe trains one and the checkpoint has none."""
+        config = self.config
+        config.caption_dropout, config.caption_pieces = settings.caption_dropout, settings.caption_pieces
         if self.captioner is not None:
-            self.captioner.dropout.p, self.captioner.most = dropout, pieces
+            self.captioner.dropout.p, self.captioner.most = settings.caption_dropout, settings.caption_pieces
+        elif settings.caption_weight and settings.caption_hidden:
+            torch.manual_seed(seed_of(seed, "captioner"))
+            config.caption_hidden, config.caption_word_size = settings.caption_hidden, settings.word_size
+            self.captioner = Captioner(config).to(self.project.weight)
+
+    def extra_losses(self, images: Encoded, captions: Ragged) -> dict[str, Tensor]:
+        return {"captioning": self.captioning_loss(images, captions)}
 
     def captioning_loss(self, images: Encoded, captions: Ragged) -> Tensor:
         """-log p(caption p | row p of `images.states`), averaged over the captions (captioner.py): float32 []."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tagsds.data.ragged import Ragged
 from tagsds.models.matchers.attention import at_least_float32
-from tagsds.models.matchers.config import VsrnConfig
 from tagsds.models.matchers.text import run_gru
+from tagsds.models.matchers.vsrn.config import VsrnConfig
 
 PAD = 0  # the word behind the end of a caption: [PAD], <pad>
 

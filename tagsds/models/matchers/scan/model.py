@@ -1,6 +1,6 @@
 """SCAN (arXiv 1803.08024): stacked cross attention between regions and words.
 
-Shapes as in matcher.py.
+Shapes as in matchers/matcher.py.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from tagsds.models.matchers.attention import attend, cosine, log_sum_exp, mean
-from tagsds.models.matchers.config import ScanConfig
 from tagsds.models.matchers.matcher import FragmentMatcher, Side, known_option
+from tagsds.models.matchers.scan.config import ScanConfig
 
 
 class SCAN(FragmentMatcher):

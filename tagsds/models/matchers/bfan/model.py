@@ -1,6 +1,6 @@
 """BFAN (arXiv 1909.11416): cross attention in both directions that leaves irrelevant fragments out.
 
-Shapes as in matcher.py.
+Shapes as in matchers/matcher.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tagsds.models.matchers.attention import attend, cosine, focus, mean
-from tagsds.models.matchers.config import BfanConfig
+from tagsds.models.matchers.bfan.config import BfanConfig
 from tagsds.models.matchers.matcher import FragmentMatcher, Side, known_option
 
 

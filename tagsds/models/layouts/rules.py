@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def take_all(rules: list[Rule], theirs: dict[str, Tensor], path: Path) -> dict[s
     return ours
 
 
-def matrix_shape(theirs: dict[str, Tensor], key: str, path: Path) -> tuple[int, int]:
+def matrix_shape(theirs: Mapping[str, Tensor], key: str, path: Path) -> tuple[int, int]:
     """Rows and columns of a tensor from which a size is read."""
     if key not in theirs:
         raise UserError(f"{path} lacks {key}, from which its sizes are read; give the whole checkpoint.")

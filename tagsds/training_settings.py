@@ -1,0 +1,85 @@
+"""Settings of the optimiser, of a step's batch, and of what a run writes down: groups `optimiser`, `batch` and `log` of a recipe.
+
+Their owner is tagsds/engine, which stands above `tagsds.config` and is the only importer of DeepSpeed; so they are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tagsds.errors import UserError
+from tagsds.settings import above_zero, not_negative, one_of
+
+
+@dataclass
+class BatchConfig:
+    """One optimiser step sees pairs * accumulation * ranks true pairs."""
+
+    pairs: int = 32
+    """true pairs of one micro-batch on one rank; `acc` of the paper is pairs * accumulation"""
+    tokens: int = 0
+    """if set: `pairs` becomes this many tokens divided by the mean tokens of a pair (of the first window's pairs, where the corpus
+    is walked through in windows), and stays so when the run is resumed"""
+    accumulation: int = 1
+    """micro-batches of one optimiser step on one rank"""
+
+    def check(self, group: str) -> None:
+        above_zero(self, group, "pairs", "accumulation")
+        not_negative(self, group, "tokens")
+
+
+@dataclass
+class OptimiserConfig:
+    """Adam with decoupled weight decay, and its learning rate over the steps."""
+
+    name: str = "adamw"
+    """adamw (DeepSpeed's fused one on GPUs, its CPU one under offload, torch's elsewhere) or apex"""
+    lr: float = 5e-5
+    """highest learning rate"""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    """decay a step of the running means of the gradient and of its square, both at least 0 and below 1"""
+    eps: float = 1.0e-6
+    """added to the root of Adam's second moment; the published encoder runs use 1e-6 (gradients of the down-weighted terms are
+    as small as 1e-8), the matchers 1e-8"""
+    eps_uncorrected: bool = False
+    """add eps to the root of the second moment before its bias is corrected, as the AdamW of the published encoder runs does: in
+    the usual form eps / sqrt(1 - beta2^t) at step t, 7 eps at the first one and eps in the long run"""
+    weight_decay: float = 0.01
+    """times the learning rate, of each step; not on biases and norms"""
+    clip: float = 2.0
+    """largest norm of the gradient; 0 = off"""
+    steps: int = 5000
+    """optimiser steps of the run"""
+    warmup_steps: int = 500
+    """steps of linear warm-up, then linear decay to zero at `steps`"""
+    decay_at: list[int] = field(default_factory=list)
+    """if given: the rate stays constant instead, and is divided by ten at each of these steps"""
+
+    def check(self, group: str) -> None:
+        one_of(self, group, name=("adamw", "apex"))
+        above_zero(self, group, "steps", "eps")
+        not_negative(self, group, "warmup_steps", "clip", "weight_decay")
+        if len(self.betas) != 2:
+            raise UserError(f"{group}.betas={self.betas} must be two numbers.")
+
+
+@dataclass
+class LogConfig:
+    """What is written down while a run goes on."""
+
+    every: int = 10
+    """steps between two rows of TensorBoard and log.jsonl"""
+    panel_every: int = 250
+    """steps between two text panels; 0: none"""
+    checkpoint_every: int = 500
+    """steps between two checkpoints; 0: only at the end"""
+    keep_checkpoints: int = 2
+    """newest checkpoints that are kept; 0: all"""
+    export_at: list[int] = field(default_factory=list)
+    """steps after which a Hugging Face folder export-step<N> is written besides the one at the end"""
+    examples: int = 24
+    """dev captions whose written negatives go into examples.json at the end"""
+
+    def check(self, group: str) -> None:
+        above_zero(self, group, "every")
+        not_negative(self, group, "checkpoint_every", "keep_checkpoints", "panel_every", "examples")
