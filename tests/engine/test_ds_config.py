@@ -101,6 +101,8 @@ def test_every_file_resolves(path):
         assert zero_stage(ds) == int(path.stem[4])
     assert ds.get("bf16", {}).get("enabled", False) == ("bf16" in path.stem or "offload" in path.stem)
     assert ds.get("fp16", {}).get("enabled", False) == (path.stem == "fp16")
+    if ds.get("bf16", {}).get("enabled"):  # micro-batches are summed in fp32
+        assert ds["data_types"] == {"grad_accum_dtype": "fp32"}
     assert offloads(ds) == ("offload" in path.stem)
     for key, value in raw.items():  # nothing else was touched
         assert value == "auto" or ds[key] == value
