@@ -86,7 +86,7 @@ class OfflineSource:
 
     def forget(self, oldest: int) -> None:
         """Drop what no checkpoint from step `oldest` on can need."""
-        if self.world.first and self.folder.is_dir():
+        if self.world.is_main and self.folder.is_dir():
             for step in [step for step in steps_in(self.folder) if step <= oldest][:-1]:
                 shutil.rmtree(self.folder / f"step{step}", ignore_errors=True)
 
@@ -103,7 +103,7 @@ def order_anew(source: OfflineSource, bank: Bank, images: Tensor, captions: Tens
     scorer is a collective: ranks with equal shares make equally many."""
     world = source.world
     shares = world.even_share(images), world.even_share(captions)
-    return rescore(source.scorer, bank, source._loaded[1], source.config.pool, *shares, world.first)
+    return rescore(source.scorer, bank, source._loaded[1], source.config.pool, *shares, world.is_main)
 
 
 @dataclass(frozen=True)

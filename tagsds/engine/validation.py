@@ -96,7 +96,7 @@ class Validation:
             results = run_evaluators(self.evaluators, self.subject)
         found = numbers_of(results, self.config.shortlist) if results is not None else {}
         keep = self.config.keep
-        if self.world.first and keep not in found:
+        if self.world.is_main and keep not in found:
             raise UserError(f"validate.keep '{keep}' is no figure of this validation: {nearest(keep, found)}")
         return {**found, keep: self.world.agree_on_number(found.get(keep, 0.0)), "seconds": time.perf_counter() - started}
 
