@@ -23,7 +23,6 @@ from tagsds.negatives.remine import rescore
 from tagsds.objectives import OBJECTIVES
 from tagsds.ranks import World
 from tagsds.scoring.mining import search_bank
-from tagsds.scoring.protocol import PairScorer
 
 
 class OfflineSource:
@@ -32,7 +31,7 @@ class OfflineSource:
     checkpoint may need them, so that a resumed run draws the same."""
 
     def __init__(
-        self, config: RunConfig, manifest: Manifest, source: BankSource, model: Any, scorer: PairScorer,
+        self, config: RunConfig, manifest: Manifest, source: BankSource, model: Any, scorer: Any,
         output: Path, world: World, zero_stage: int,
     ) -> None:  # fmt: skip
         self.config, self.manifest, self.model, self.scorer = config.offline, manifest, model, scorer
