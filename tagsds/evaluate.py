@@ -108,7 +108,7 @@ def run(options: argparse.Namespace, world: World) -> None:
     model = load_model(folder)
     torch.nn.Module.to(model, world.device)  # in place; transformers' own `to` is not typed
     first = None if any(evaluator.any_image for evaluator in evaluators) else options.first
-    bank, _ = load_bank(options.data, options.split, first, progress=world.first, classes=False)
+    bank, _ = load_bank(options.data, options.split, first, progress=world.is_main, classes=False)
     subject = Subject.of(
         model, bank.to(world.device), options.first, options.captions_per_image, world,
         tokenizer=load_tokenizer(manifest.folder / "tokenizer"), dtype=DTYPES[options.dtype], max_tokens=options.max_tokens,

@@ -77,7 +77,7 @@ class Mining:
         }
 
     def say(self, text: str) -> None:
-        if self.world.first:
+        if self.world.is_main:
             tqdm.write(text)
 
     def finished(self) -> bool:
@@ -106,7 +106,7 @@ class Mining:
             self.say(f"{self.folder} holds these candidates already; nothing to do")
             return
         self.world.wait()  # all have looked before the first writes
-        if self.world.first:
+        if self.world.is_main:
             self.parts.mkdir(parents=True, exist_ok=True)
             write_json(self.parts / "settings.json", self._all_settings(True))
         self.world.wait()
@@ -117,7 +117,7 @@ class Mining:
         embedded = time.perf_counter()
         backend = self.search(model, stores, stored=model.vectors is not None)
         searched = time.perf_counter()
-        if self.world.first:
+        if self.world.is_main:
             for name, rows, width in zip(TABLES, (self.images, self.captions), self.widths, strict=True):
                 join_tables(self.folder / f"{name}.npy", [self.part(name, a) for a, _ in self.blocks(rows)], rows, width)
             about = {"checkpoint": str(self.options.checkpoint), "checkpoint_sha256": self.settings["checkpoint_sha256"],
@@ -145,7 +145,7 @@ class Mining:
         """The vector of every image and caption, shard by shard, in files; and whose caption each is."""
         numbers = range(self.world.rank, len(self.shards), self.world.size)
         first_image = np.cumsum([0, *(shard["samples"] for shard in self.shards)])
-        for number in tqdm(numbers, desc="vectors", unit="shard", disable=not self.world.first):
+        for number in tqdm(numbers, desc="vectors", unit="shard", disable=not self.world.is_main):
             names = [self.part(kind, number) for kind in ("image", "caption", "owner")]
             if all(name.is_file() for name in names):
                 continue
@@ -168,7 +168,7 @@ class Mining:
     def live(self, model: Matcher) -> tuple[Store, Store]:
         """A matcher without vectors (SCAN, BFAN): the corpus stays in memory, and fragments are compared, which is slow."""
         self.say(f"{type(model).__name__} compares fragments: the whole corpus is kept in memory, and the search takes long")
-        bank, _ = load_bank(self.options.data, self.options.split, progress=self.world.first, classes=False)
+        bank, _ = load_bank(self.options.data, self.options.split, progress=self.world.is_main, classes=False)
         bank = bank.to(self.device)
         return Live(model, bank, True), Live(model, bank, False)
 
@@ -183,7 +183,7 @@ class Mining:
         for of_images, name, width in zip((True, False), TABLES, self.widths, strict=True):
             queries, keys = stores if of_images else stores[::-1]
             todo = self.world.share(torch.tensor(self.blocks(len(queries.owners)))).tolist()
-            for start, stop in tqdm(todo, desc=name, unit="block", disable=not self.world.first):
+            for start, stop in tqdm(todo, desc=name, unit="block", disable=not self.world.is_main):
                 if not self.part(name, start).is_file():
                     found = search(comparison(model, of_images), queries, keys, start, stop, width, sizes[1], backend)
                     write_npy(self.part(name, start), found)

@@ -42,7 +42,7 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) 
                 "or name another --output."
             )
     world.wait()  # all ranks have looked before the first writes
-    if world.first:
+    if world.is_main:
         output.mkdir(parents=True, exist_ok=True)
         save_config(config, saved)
 

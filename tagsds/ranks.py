@@ -26,7 +26,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, items: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class World:
         rows = -(-total // self.size)  # the shares differ by at most one row; a collective wants them equal
         padded = part.new_zeros(rows, *part.shape[1:])
         padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.first else None
+        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main else None
         dist.gather(padded, parts)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total] if parts else None
 

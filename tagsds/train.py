@@ -101,7 +101,7 @@ def assemble(args: argparse.Namespace) -> Parts:
     world = init_distributed()
 
     source = BankSource(
-        args.data, config.data, config.seed, world.rank, world.size, world.device, world.first, kind.needs_classes(config)
+        args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main, kind.needs_classes(config)
     )
     model: Any = build_model(config, manifest, vocab)
     started = kind.prepare(model, config)
@@ -201,12 +201,12 @@ def train(args: argparse.Namespace) -> None:
 
     if run.objective.keeps_examples and (start < state.step or not (args.output / "examples.json").is_file()):
         written = examples_of_dev(run)
-        if world.first:
+        if world.is_main:
             write_json(args.output / "examples.json", {"scores": monitor.recent, "negatives": written})
     # last of all: a run with an export is a finished run
     export(folder=args.output / "export", card=partial(card, state.step))
     monitor.close()
-    if world.first:
+    if world.is_main:
         print(f"{config.recipe}: {ending_of(state)}; Hugging Face folder in {args.output / 'export'}")
 
 

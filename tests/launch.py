@@ -83,7 +83,7 @@ def run_two(*command: object, **environment: str) -> list[str]:
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

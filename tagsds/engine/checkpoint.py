@@ -30,7 +30,7 @@ def save(engine, output: Path, state: TrainState, keep: int, world: World) -> in
     client = {"tagsds": about, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
     engine.save_checkpoint(str(folder), tag=f"step{step}", client_state=client, save_latest=False)
     world.wait()  # DeepSpeed's own `latest` would move before the other ranks are done
-    if world.first:
+    if world.is_main:
         write_json(folder / f"step{step}" / "about.json", about)
         write_text(folder / "latest", f"step{step}")
         # a later step's folder was cut short by a kill before this run was resumed: it must not count as the newest
@@ -63,7 +63,7 @@ def export(
     """A Hugging Face folder in fp32 (the optimiser's master weights where training ran in half precision), with its card. It
     replaces the folder that was there. Collective; the state of the random generators is left as it was."""
     state = whole_state(model, stage)
-    if world.first:
+    if world.is_main:
         heads = {"trained_heads": sorted({*model.config.trained_heads, *trained_heads})} if trained_heads else {}
         whole = fresh_copy(model, **heads)
         fill(whole, state)

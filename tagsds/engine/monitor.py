@@ -35,9 +35,9 @@ class Monitor:
     def __init__(self, output: Path, world: World, steps: int, start: int, description: str) -> None:
         self.world, self.steps, self.start = world, steps, start
         self.path = output / "log.jsonl"
-        self.bar = tqdm(total=steps, initial=start, desc=description, unit="step", disable=not world.first)
+        self.bar = tqdm(total=steps, initial=start, desc=description, unit="step", disable=not world.is_main)
         self.writer = None
-        if world.first:
+        if world.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
             _drop_rows_after(self.path, start)
@@ -58,7 +58,7 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """A line for people, from the first rank."""
-        if self.world.first:
+        if self.world.is_main:
             self.bar.write(text)
 
     def settings(self, flat: Mapping[str, Any]) -> None:

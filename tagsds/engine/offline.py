@@ -23,7 +23,6 @@ from tagsds.negatives.remine import rescore
 from tagsds.objectives import OBJECTIVES
 from tagsds.ranks import World
 from tagsds.scoring.mining import search_bank
-from tagsds.scoring.protocol import PairScorer
 
 
 class OfflineSource:
@@ -32,7 +31,7 @@ class OfflineSource:
     checkpoint may need them, so that a resumed run draws the same."""
 
     def __init__(
-        self, config: RunConfig, manifest: Manifest, source: BankSource, model: Any, scorer: PairScorer,
+        self, config: RunConfig, manifest: Manifest, source: BankSource, model: Any, scorer: Any,
         output: Path, world: World, zero_stage: int,
     ) -> None:  # fmt: skip
         self.config, self.manifest, self.model, self.scorer = config.offline, manifest, model, scorer
@@ -86,7 +85,7 @@ class OfflineSource:
 
     def forget(self, oldest: int) -> None:
         """Drop what no checkpoint from step `oldest` on can need."""
-        if self.world.first and self.folder.is_dir():
+        if self.world.is_main and self.folder.is_dir():
             for step in [step for step in steps_in(self.folder) if step <= oldest][:-1]:
                 shutil.rmtree(self.folder / f"step{step}", ignore_errors=True)
 
@@ -103,7 +102,7 @@ def order_anew(source: OfflineSource, bank: Bank, images: Tensor, captions: Tens
     scorer is a collective: ranks with equal shares make equally many."""
     world = source.world
     shares = world.even_share(images), world.even_share(captions)
-    return rescore(source.scorer, bank, source._loaded[1], source.config.pool, *shares, world.first)
+    return rescore(source.scorer, bank, source._loaded[1], source.config.pool, *shares, world.is_main)
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,10 @@ class Validation:
         check_evaluators(self.evaluators, plan)
         first = None if any(evaluator.any_image for evaluator in self.evaluators) else config.first
         bank, _ = load_bank(manifest.folder, config.split, first, checksum=False, classes=False)
-        scored = model
+        self.scored = model
         if not is_whole(model, stage):
-            scored = fresh_copy(model).requires_grad_(False).to(world.device)
-        self.subject = Subject.of(scored, bank.to(world.device), config.first, world=world, tokenizer=tokenizer)
+            self.scored = fresh_copy(model).requires_grad_(False).to(world.device)
+        self.subject = Subject.of(self.scored, bank.to(world.device), config.first, world=world, tokenizer=tokenizer)
         self.images = self.subject.images
         prepare_evaluators(self.evaluators, self.subject)
 
@@ -75,15 +75,15 @@ class Validation:
             results = run_evaluators(self.evaluators, self.subject)
         found = numbers_of(results, self.config.shortlist) if results is not None else {}
         keep = self.config.keep
-        if self.world.first and keep not in found:
+        if self.world.is_main and keep not in found:
             raise UserError(f"validate.keep '{keep}' is no figure of this validation: {nearest(keep, found)}")
         return {**found, keep: self.world.agree_on_number(found.get(keep, 0.0)), "seconds": time.perf_counter() - started}
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
         """Fill the copy, where there is one."""
-        if self.subject.model is not self.model:
-            fill(self.subject.model, whole_state(self.model, self.stage))
+        if self.scored is not self.model:
+            fill(self.scored, whole_state(self.model, self.stage))
         yield
 
 

@@ -46,7 +46,7 @@ def score_edits(
         rows, image_of_row = torch.unique(images, return_inverse=True)
         text_of_pair = torch.arange(2 * len(mine), device=bank.device)
         packed = Pairs(table, bank.image_table(rows), text_of_pair, image_of_row.repeat_interleave(2))
-        part = scorer(packed, progress=progress and world.first).view(-1, 2)
+        part = scorer(packed, progress=progress and world.is_main).view(-1, 2)
     both = world.gather(part, len(pairs))
     return (None, None) if both is None else (both[:, 0], both[:, 1])
 

@@ -126,7 +126,7 @@ class Subject:
 
     @property
     def shows_progress(self) -> bool:
-        return self.progress and self.world.first
+        return self.progress and self.world.is_main
 
     def once(self, name: str, pairs: int, work: Callable[[], Tensor | None]) -> None:
         """Collective: keep what `work` gives on the first rank as `scores[name]`, with its cost; nothing if it was done already."""
@@ -135,7 +135,7 @@ class Subject:
         started = clock(self.bank.device)
         found = work()
         self.costs[name] = Cost(pairs, clock(self.bank.device) - started)
-        if self.world.first and found is not None:
+        if self.world.is_main and found is not None:
             self.scores[name] = found
 
     def score_matrix(self) -> None:

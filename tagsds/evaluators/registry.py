@@ -77,7 +77,7 @@ def run_evaluators(evaluators: Sequence[Evaluator], subject: Subject) -> dict[st
     try:
         for evaluator in evaluators:
             evaluator.score(subject)
-        if not subject.world.first:
+        if not subject.world.is_main:
             return None
         results: dict[str, Any] = {"format": FORMAT, "version": VERSION}
         if any(evaluator.ranks for evaluator in evaluators):

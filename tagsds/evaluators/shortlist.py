@@ -135,7 +135,7 @@ def score_shortlists(
     """
     device, sizes = bank.device, (len(images), len(captions))
     started = clock(device)
-    part = matcher.matrix(bank, world.share(images), captions, progress and world.first)
+    part = matcher.matrix(bank, world.share(images), captions, progress and world.is_main)
     similarity = world.gather(part, sizes[0])
     ks = sorted({min(k, max(sizes)) for k in ks})
     lists = None if similarity is None else shortlist(similarity, ks[-1])
@@ -153,7 +153,7 @@ def score_shortlists(
         wanted = world.broadcast(wanted)
         mine = world.share(wanted)
         part = score_listed(
-            encoder, bank, images[mine // sizes[1]], captions[mine % sizes[1]], progress=progress and world.first
+            encoder, bank, images[mine // sizes[1]], captions[mine % sizes[1]], progress=progress and world.is_main
         )
         scores = world.gather(part, len(wanted)) if len(wanted) else part
         if found and scores is not None:

@@ -24,7 +24,7 @@ from tests import launch
 from tests.golden.record import alone
 
 SCRIPT = Path(__file__).with_name("validated_runs.py")
-NAMES = ["watched", "plain", "watched@4", "stopped", "stopped@", "still", "half", "watched-matcher", "plain-matcher"]
+NAMES = ["watched", "plain", "watched@4", "stopped", "stopped@", "still", "half", "watched-matcher", "plain-matcher", "listed"]
 pytestmark = pytest.mark.slow
 
 
@@ -131,6 +131,14 @@ def test_patience_ends_a_run_and_resuming_does_not_go_on(runs: Path) -> None:
         assert json.loads((run / "export" / "card.json").read_text())["recipe"]["steps"] == "10 of 20"
     said = (runs / "said").read_text()
     assert said.count("stopped after 10 steps, 3 validations without a better one; best scripted/figure") == 2
+
+
+def test_a_shortlist_that_holds_everything_gives_the_exact_figures(runs: Path) -> None:
+    """30 of each query: all captions of the 6 images, and more than all images."""
+    listed, exact = numbers(runs / "listed", True), numbers(runs / "watched", True)
+    assert [{key: row[key] for key in exact[0]} for row in listed] == exact
+    assert "validate/shortlist/recalls/rsum" in listed[0], "the matcher alone"
+    assert same(runs / "listed" / "export", runs / "plain" / "export")
 
 
 def test_two_ranks_see_what_one_sees(runs: Path, runs_of_two: Path) -> None:

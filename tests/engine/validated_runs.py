@@ -40,6 +40,7 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "still": ("published-base", "zero1", [*ENCODER, *LOOK, "optimiser.lr=0", "optimiser.steps=2"]),
     "half": ("published-base", "zero2_bf16", [*ENCODER, *LOOK, "optimiser.steps=4"]),
     "partitioned": ("published-base", "zero3_bf16", [*ENCODER, *LOOK, "optimiser.steps=4"]),
+    "listed": ("published-base", "zero1", [*ENCODER, *LOOK, "validate.shortlist={folder}/plain-matcher", "validate.rerank=30"]),
     "plain-matcher": ("coco-boxes-vsrn", "zero1", MATCHER),
     "watched-matcher": ("coco-boxes-vsrn", "zero1", [*MATCHER, *LOOK]),
 }
@@ -59,7 +60,7 @@ def run(data: str, folder: Path, name: str) -> None:
             if int(later.name[4:]) > int(step):
                 shutil.rmtree(later)
     command = ["--recipe", recipe, "--data", data, "--output", str(output), "--deepspeed_config", f"ds_configs/{ds_config}.json"]
-    train.main([*command, *(["--resume"] if resumed else []), *settings])
+    train.main([*command, *(["--resume"] if resumed else []), *(text.replace("{folder}", str(folder)) for text in settings)])
 
 
 if __name__ == "__main__":
