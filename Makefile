@@ -36,6 +36,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # make coco-boxes DATA=<folder with captions_val2017.json, boxes_val2017.txt, coco.names, splits.json>
 #   [PAIRS=<folder of SugarCrepe's JSON files>] [SEEDS="1 2"]

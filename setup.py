@@ -36,6 +36,7 @@ setup(
             "pytest",
             "ruff==0.17.5",
             "mypy==2.4.1",
+            "import-linter==2.16",
             "eccv_caption==0.1.0",
             "types-PyYAML",
             "nltk",  # the tests hold our word tokenizer against its word_tokenize

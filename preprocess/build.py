@@ -24,9 +24,10 @@ from preprocess.spans import SpanFinder, resolve
 from preprocess.tokenizer import get_tokenizer
 from tagsds.errors import UserError, nearest
 from tagsds.files import atomic, sha256_of, write_json
+from tagsds.formats.manifest import FORMAT, VERSION
 
 SPLIT_TOTALS = ("images", "captions", "regions", "max_caption_pieces")
-VERSION = "0.1.0"
+PACKER_VERSION = "0.1.0"
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,8 @@ def manifest(
         split["shards"].append(entry.line())
     entries = list(done.values())
     return {
-        "format": "tagsds-shards",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "feature_dim": source.feature_dim,
         "num_classes": source.num_classes,
         "class_names": source.class_names,
@@ -243,6 +244,6 @@ def manifest(
             "command": getattr(source, "command", "tagsds-pack"),
             "source": source.name,
             "arguments": identity,
-            "version": VERSION,
+            "version": PACKER_VERSION,
         },
     }

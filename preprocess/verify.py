@@ -16,6 +16,7 @@ from preprocess.records import SPAN_KINDS
 from preprocess.shards import piece_problem, span_problem
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
+from tagsds.formats.manifest import FORMAT, VERSION
 
 AGAIN = "pack again with --overwrite, or copy the file again"
 NEEDED = ("regions.npy", "captions.json")
@@ -79,8 +80,8 @@ def read_manifest(out: Path) -> dict:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON; {AGAIN}.") from error
-    if manifest.get("format") != "tagsds-shards" or manifest.get("version") != 1:
-        raise UserError(f"{path} is no manifest of tagsds-shards version 1; {AGAIN}.")
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise UserError(f"{path} is no manifest of {FORMAT} version {VERSION}; {AGAIN}.")
     return manifest
 
 

@@ -18,8 +18,8 @@ from tagsds.models.uniter.settings import ModelConfig
 from tagsds.negatives.offline import OfflineConfig, needs_candidates
 from tagsds.negatives.random import NegativesConfig
 from tagsds.negatives.writer import SyntheticConfig
-from tagsds.objectives.pretrain import PretrainConfig
 from tagsds.objectives.retrieval.settings import LossConfig
+from tagsds.objectives.settings import PretrainConfig
 from tagsds.settings import one_of
 from tagsds.training_settings import BatchConfig, LogConfig, OptimiserConfig
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
 from tagsds.evaluators import (
@@ -34,6 +34,7 @@ from tagsds.evaluators import (
     prepare_evaluators,
     run_evaluators,
 )  # fmt: skip
+from tagsds.formats.manifest import read_manifest
 from tagsds.formats.results import write_results
 from tagsds.models.card import record_recalls
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
@@ -74,7 +75,7 @@ def check_options(options: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; give a whole number of at least {least}.")
     if options.no_retrieval and not options.pairs:
-        raise UserError("--no-retrieval leaves nothing to do; give --pairs too, or leave it away.")
+        raise UserError("--no-retrieval leaves nothing to do; give --pairs too, or omit it.")
     for evaluator in EVALUATORS.values():
         evaluator.check_options(options)
 
@@ -86,9 +87,9 @@ def chosen_evaluators(options: argparse.Namespace) -> list[Evaluator]:
     evaluators = make_evaluators({name: EVALUATORS[name].settings_of(options) if name in EVALUATORS else None for name in names})
     for evaluator in evaluators:
         if options.no_exact and evaluator.needs_matrix:
-            raise UserError(f"evaluator '{evaluator.name}' needs the scores of all pairs; leave --no-exact away.")
+            raise UserError(f"evaluator '{evaluator.name}' needs the scores of all pairs; omit --no-exact.")
         if options.no_retrieval and evaluator.ranks:
-            raise UserError(f"evaluator '{evaluator.name}' ranks images and captions; leave --no-retrieval away.")
+            raise UserError(f"evaluator '{evaluator.name}' ranks images and captions; omit --no-retrieval.")
     return evaluators
 
 

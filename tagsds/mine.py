@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tagsds.data.shards import Manifest, load_bank, load_shards, read_manifest
+from tagsds.data.shards import load_bank, load_shards
 from tagsds.errors import UserError
 from tagsds.files import sha256_of, write_json, write_npy
 from tagsds.formats.candidates import TABLES, join_tables, write_manifest
+from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import Matcher
 from tagsds.ranks import World, run_command

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from tagsds.config import RunConfig, as_dict, save_config
 from tagsds.data.bank import Bank
-from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
+from tagsds.formats.manifest import Manifest
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.build import Start, build_encoder, build_matcher
 from tagsds.models.card import Card

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tagsds.config import RunConfig, load_config
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.data.source import BankSource
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw, seed_of
@@ -38,6 +38,7 @@ from tagsds.engine.monitor import Monitor
 from tagsds.engine.offline import OfflineSource, uses_candidates
 from tagsds.errors import command
 from tagsds.files import write_json
+from tagsds.formats.manifest import read_manifest
 from tagsds.models import UniterModel
 from tagsds.models.uniter.initialise import HEADS, initialise_heads
 from tagsds.negatives.random import check_size

@@ -8,7 +8,7 @@ from torch import Tensor
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
 from tagsds.data.ragged import Ragged
-from tagsds.data.shards import Manifest
+from tagsds.formats.manifest import Manifest
 from tagsds.models import UniterConfig, UniterModel
 
 

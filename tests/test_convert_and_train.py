@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from tagsds.data.shards import read_manifest
+from tagsds.formats.manifest import read_manifest
 from tagsds.models.card import read_card
 from tagsds.models.load import load_model
 from tagsds.models.published.files import write_published

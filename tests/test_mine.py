@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tagsds import mine as program
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.formats.candidates import Candidates
+from tagsds.formats.manifest import read_manifest
 from tagsds.models.matchers import MATCHERS, VSRN
 from tagsds.scoring.mining import search_bank
 from tests.launch import ROOT, free_port

@@ -10,10 +10,11 @@ import torch
 from omegaconf import OmegaConf
 
 from tagsds.config import as_dict, load_config, save_config
-from tagsds.data.shards import Manifest, load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.engine.build import describe_process
 from tagsds.errors import UserError
+from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.matchers import VSRN
 from tagsds.prepare import batch_size, build_model, different_settings, prepare_output
 from tagsds.ranks import World

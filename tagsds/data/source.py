@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.sampler import PositiveSampler
-from tagsds.data.shards import load_shards, read_manifest
+from tagsds.data.shards import load_shards
 from tagsds.draw import Draw, generator, seed_of
 from tagsds.errors import UserError
+from tagsds.formats.manifest import read_manifest
 from tagsds.settings import above_zero
 
 

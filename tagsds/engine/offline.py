@@ -9,12 +9,12 @@ import torch
 
 from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
-from tagsds.data.shards import Manifest
 from tagsds.data.source import BankSource
 from tagsds.engine.build import average_buffers
 from tagsds.engine.checkpoint import steps_in
 from tagsds.errors import UserError
 from tagsds.formats.candidates import Candidates, write_candidates
+from tagsds.formats.manifest import Manifest
 from tagsds.models.matchers import Matcher
 from tagsds.models.uniter import UniterModel
 from tagsds.negatives.offline import check_ranks, needs_candidates

@@ -48,7 +48,7 @@ class CocoFolds(Evaluator):
     def check(self, plan: Plan) -> None:
         wanted = self.settings.folds * self.settings.images_per_fold
         if plan.images != wanted:
-            raise UserError(f"coco-folds needs {wanted} images, split '{plan.split}' gives {plan.images}; leave it away.")
+            raise UserError(f"coco-folds needs {wanted} images, split '{plan.split}' gives {plan.images}; omit it.")
 
     def headline(self, subject: Subject) -> dict[str, Any]:
         chosen = self.settings

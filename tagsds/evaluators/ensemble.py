@@ -52,7 +52,7 @@ class Ensemble(Evaluator):
     @classmethod
     def check_options(cls, options: argparse.Namespace) -> None:
         if options.no_exact and options.ensemble:
-            raise UserError("--ensemble needs the scores of all pairs; leave --no-exact away.")
+            raise UserError("--ensemble needs the scores of all pairs; omit --no-exact.")
 
     @classmethod
     def implied_by(cls, options: argparse.Namespace) -> bool:

@@ -108,7 +108,7 @@ def coco_folds(
     if folds * images_per_fold != scores.shape[0]:
         raise UserError(
             f"{folds} folds of {images_per_fold} images need {folds * images_per_fold} images, the scores have "
-            f"{scores.shape[0]}; leave coco-folds away for this split."
+            f"{scores.shape[0]}; omit coco-folds for this split."
         )
     check_scores(scores, image_of_caption)
     parts = []

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from tagsds.data.bank import Bank
-from tagsds.data.shards import Manifest
 from tagsds.evaluators.section import Section
+from tagsds.formats.manifest import Manifest
 from tagsds.models.load import check_captions, positions_of_model
 from tagsds.ranks import World, current_world
 from tagsds.scoring.protocol import PairScorer, RetrievalModel

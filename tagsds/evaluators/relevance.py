@@ -82,7 +82,7 @@ def match(benchmark: Benchmark, subject: Subject, evaluator: str) -> Match:
     if not images:
         raise UserError(
             f"evaluator '{evaluator}' knows images by their COCO ids, and none of COCO's test images is among the keys of the "
-            f"split (its first key is '{bank.keys[0]}'); choose the Karpathy test split, or leave the evaluator away."
+            f"split (its first key is '{bank.keys[0]}'); choose the Karpathy test split, or omit the evaluator."
         )
     captions: dict[int, int] = {}
     for column, (caption, image) in enumerate(zip(subject.captions.tolist(), subject.image_of_caption.tolist(), strict=True)):
@@ -108,7 +108,7 @@ def match(benchmark: Benchmark, subject: Subject, evaluator: str) -> Match:
     if not len(text.queries) or not len(image_queries.queries):
         raise UserError(
             f"evaluator '{evaluator}' finds {len(images)} images and {len(captions)} captions of its benchmark in the split, and "
-            "in one direction no query with a true item; choose the Karpathy test split, or leave the evaluator away."
+            "in one direction no query with a true item; choose the Karpathy test split, or omit the evaluator."
         )
     counts = {
         "partial": not complete,

@@ -48,7 +48,7 @@ class Rerank(Evaluator):
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--shortlist", type=Path, metavar="RUN", help="a matcher that chooses what is scored (--rerank)")
         parser.add_argument("--rerank", type=int, nargs="+", default=[], metavar="K", help="score the matcher's first K again")
-        parser.add_argument("--no-exact", action="store_true", help="with --shortlist: leave the exact scoring away")
+        parser.add_argument("--no-exact", action="store_true", help="with --shortlist: omit the exact scoring")
 
     @classmethod
     def check_options(cls, options: argparse.Namespace) -> None:
@@ -60,9 +60,9 @@ class Rerank(Evaluator):
         if options.shortlist and not options.rerank:
             raise UserError("--shortlist needs to know how many to score again; give --rerank 16 32 64 128, for example.")
         if options.no_exact and not options.shortlist:
-            raise UserError("--no-exact leaves nothing to rank by; give --shortlist and --rerank too, or leave it away.")
+            raise UserError("--no-exact leaves nothing to rank by; give --shortlist and --rerank too, or omit it.")
         if options.no_retrieval and options.shortlist:
-            raise UserError("--shortlist ranks images and captions; leave --no-retrieval away.")
+            raise UserError("--shortlist ranks images and captions; omit --no-retrieval.")
 
     @classmethod
     def implied_by(cls, options: argparse.Namespace) -> bool:

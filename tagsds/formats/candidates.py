@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tagsds.data.shards import Manifest
 from tagsds.errors import UserError
 from tagsds.files import sha256_of, write_json, write_npy
+from tagsds.formats.manifest import Manifest
 
 FORMAT, VERSION = "tagsds-candidates", 1
 TABLES = ("captions_of_image", "images_of_caption")

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
 from tagsds.data.bank import Bank
-from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError, first_line
+from tagsds.formats.manifest import Manifest
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.matchers.config import MatcherConfig
 

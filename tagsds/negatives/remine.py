@@ -34,7 +34,7 @@ def rescore(
         for start in tqdm(range(0, len(rows), block), desc=f"re-mine {label}", unit="block", disable=not progress, leave=False):
             part = rows[start : start + block, :width]
             own = owners[start : start + block].to(bank.device)[:, None].expand(part.shape)
-            found = part.to(bank.device, torch.int64).clamp(min=0)  # a missing one is scored for nothing
+            found = part.to(bank.device, torch.int64).clamp(min=0)  # the score of a missing one is dropped
             builder = PairBuilder(bank)
             texts, shown = (found, own) if of_image else (own, found)
             builder.pairs(builder.captions(texts), shown)

@@ -136,7 +136,7 @@ def annotated(bank: Bank, images: Tensor, vocab: Vocabulary) -> Tensor:
 
 
 def score_sentences(scorer: Scorer, bank: Bank, ids: Tensor, lengths: Tensor, images: Tensor) -> Tensor:
-    """Ranking logits of sentences (padded [n, L]) with an image each. With none left, one true pair is scored for nothing,
+    """Ranking logits of sentences (padded [n, L]) with an image each. With none left, one true pair is scored and dropped,
     so that all ranks make the same calls."""
     builder = PairBuilder(bank)
     if len(ids):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tagsds.data.shards import read_manifest, read_samples
+from tagsds.data.shards import read_samples
+from tagsds.formats.manifest import read_manifest
 
 SIDE = 260  # most pixels of a side
 

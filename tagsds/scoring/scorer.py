@@ -39,7 +39,7 @@ class Scorer:
 
     dtype     autocast to it (bf16 mining); None keeps the model's own precision
     lockstep  int -> int: the number of chunks all ranks agree on. Under ZeRO-3 every forward is a collective, so ranks with
-              fewer chunks run empty-handed ones; the engine provides it, everyone else leaves it.
+              fewer chunks forward one pair without using it; the engine provides it, others keep the default.
     """
 
     encodes_apart: ClassVar[bool] = False

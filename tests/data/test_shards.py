@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
+from tagsds.formats.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

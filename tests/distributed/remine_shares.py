@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from tagsds.config import load_config
-from tagsds.data.shards import read_manifest
 from tagsds.data.source import BankSource
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.engine.build import build_engine, build_optimiser, init_distributed, lockstep_of
 from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.offline import OfflineSource
+from tagsds.formats.manifest import read_manifest
 from tagsds.negatives import remine
 from tagsds.objectives import RetrievalObjective
 from tagsds.scoring.scorer import Scorer

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.formats.candidates import write_candidates
+from tagsds.formats.manifest import read_manifest
 from tagsds.negatives.offline import Candidates
 from tagsds.negatives.remine import rescore
 from tagsds.scoring.scorer import Scorer

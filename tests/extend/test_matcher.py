@@ -11,10 +11,11 @@ from transformers import AutoModel
 
 from tagsds import evaluate, mine
 from tagsds.config import load_config, save_config
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
 from tagsds.errors import UserError
+from tagsds.formats.manifest import read_manifest
 from tagsds.models.card import kind_text
 from tagsds.models.matchers import MATCHERS, register
 from tagsds.objectives import MatchingObjective

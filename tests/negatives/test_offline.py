@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.draw import Draw
 from tagsds.errors import UserError
+from tagsds.formats.manifest import read_manifest
 from tagsds.negatives.offline import (
     Candidates,
     check_ranks,

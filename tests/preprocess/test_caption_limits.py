@@ -10,8 +10,9 @@ from tiny_inputs import TinyCoco, contents, load
 
 from preprocess import build, pack
 from preprocess.verify import verify_corpus
-from tagsds.data.shards import load_bank, read_manifest
+from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.formats.manifest import read_manifest
 
 LONG = "A cat " + "and a dog " * 30 + "near a tree"  # 95 words, each a piece of the trained vocabulary; 97 with [CLS] and [SEP]
 LONGER = LONG + " and a mat"  # 100 pieces

@@ -13,8 +13,8 @@ from tiny_inputs import load, tsv_line
 from preprocess import pack
 from preprocess.sources.butd_tsv import choose, soft_labels
 from preprocess.verify import verify_corpus
-from tagsds.data.shards import read_manifest
 from tagsds.errors import UserError
+from tagsds.formats.manifest import read_manifest
 
 NAMES = ("COCO_train2014_000000000007", "COCO_train2014_000000000009")
 
