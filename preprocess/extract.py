@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from preprocess.arguments import add_common, add_split, positive_number, whole_number
 from preprocess.extractors.checkpoint import Checkpoint, find_checkpoint, load_model, load_processor
 from preprocess.extractors.detector import DetectorExtractor
 from preprocess.extractors.grid import GridExtractor
 from preprocess.extractors.pictures import find_pictures
 from preprocess.extractors.regions import Extractor
 from preprocess.extractors.source import ExtractSource
-from preprocess.pack import OPTION_FIELDS, add_common, add_split, pack_and_tell, positive_number, whole_number
+from preprocess.pack import OPTION_FIELDS, pack_and_tell
 from preprocess.sources.karpathy import read_index
 from tagsds.errors import UserError, command
 from tagsds.files import check_exist

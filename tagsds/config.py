@@ -86,10 +86,11 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
             raise UserError(f"'{text}' on the command line cannot be read: {' '.join(str(error).split())}") from error
     kinds = _matcher_kinds(layers)
     schema.matcher = MATCHERS[kinds[-1]].settings
+    known = schema.copy()
     for (layer, where), kind in zip(layers, kinds, strict=True):
         if where != COMMAND_LINE:
-            _drop_other_kinds(schema, layer, kind)
-        _check_keys(schema, layer, where)
+            _drop_other_kinds(known, layer, kind)
+        _check_keys(known, layer, where)
         try:
             schema = OmegaConf.merge(schema, layer)
         except OmegaConfBaseException as error:
@@ -118,6 +119,9 @@ def _with_parents(path: Path) -> list[tuple[DictConfig, str]]:
 
 
 def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:
+    """UserError for a key that the schema lacks. A group without keys of its own (loss.more) takes any; its owner checks them."""
+    if not schema:
+        return
     for key in layer:
         if key not in schema:
             raise UserError(f"{where}: unknown key '{prefix}{key}': {nearest(str(key), map(str, schema))}")

@@ -7,6 +7,8 @@ import yaml
 
 from tagsds.config import RECIPES, RunConfig, load_config, recipe_names, save_config
 from tagsds.errors import UserError
+from tagsds.models.matchers import MATCHERS
+from tagsds.prepare import different_settings
 
 
 def written(folder, name, text):
@@ -285,3 +287,63 @@ def test_values_that_could_only_fail_later(override, key):
     with pytest.raises(UserError, match=key.replace(".", r"\.")) as error:
         load_config("tags-base-coco", [override])
     assert "\n" not in str(error.value)
+
+
+# --- a matcher's settings are those of its kind ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("matcher.caption_hidden=8", "the command line: unknown key 'matcher.caption_hidden'"),  # VSRN's
+        ("matcher.directon=i2t", "unknown key 'matcher.directon': did you mean 'direction'?"),
+        ("matcher.direction=i2i", "matcher.direction 'i2i': did you mean"),
+        ("matcher.pooling=max", "matcher.pooling 'max': known: avg, lse."),
+        ("matcher.kind=scann", "the command line: matcher.kind 'scann': did you mean 'scan'?"),
+        ("matcher.lambda_softmax=0", "matcher.lambda_softmax=0.0 must be above zero"),
+        ("matcher.word_size=0", "matcher.word_size=0 must be above zero"),
+    ],
+)
+def test_settings_of_another_kind_and_wrong_ones_are_refused(override, sentence):
+    assert sentence in refusal("coco-boxes-scan", [override])
+
+
+def test_the_kind_is_that_of_the_last_layer(tmp_path):
+    """Order of layers does not matter to which keys are known; a base of another kind takes its own settings with it."""
+    scan = load_config("coco-boxes-vsrn", ["matcher.direction=i2t", "matcher.lambda_lse=5", "matcher.kind=scan"]).matcher
+    assert (type(scan), scan.direction, scan.embed_size, scan.word_size) == (MATCHERS["scan"].settings, "i2t", 128, 64)
+    assert not hasattr(scan, "caption_hidden")
+    written(tmp_path, "ground", "matcher: {kind: vsrn, caption_hiden: 3}\n")
+    assert "'matcher.caption_hiden'" in refusal(written(tmp_path, "top", "base: ground\nmatcher: {kind: bfan}\n"))
+
+
+UNION = """objective: matching
+recipe: old
+matcher: {kind: scan, word_size: 300, embed_size: 12, graph_layers: 4, image_norm: false, column_norm: false, input_norm: true,
+  caption_hidden: 512, caption_weight: 1.0, caption_dropout: 0.2, caption_pieces: 60, direction: t2i, pooling: avg, focal: equal,
+  lambda_softmax: null, lambda_lse: null}
+"""
+
+
+def test_a_run_saved_with_the_settings_of_all_kinds(tmp_path):
+    """It loads as a recipe, and a run of it is resumed, whatever the other kinds' settings were."""
+    path = written(tmp_path, "config", UNION)
+    config = load_config(path)
+    assert config.matcher == MATCHERS["scan"].settings(embed_size=12, pooling="avg")
+    assert different_settings(tmp_path / "config.yaml", dataclasses.replace(config, recipe="old")) == []
+    other = written(tmp_path, "config", UNION.replace("caption_hidden: 512", "caption_hidden: 8"))
+    assert different_settings(tmp_path / "config.yaml", dataclasses.replace(config, recipe="old")) == []
+    assert "'matcher.caption_hidden'" in refusal(other)  # as a recipe it asks for what SCAN has not
+    bfan = dataclasses.replace(config, recipe="old", matcher=MATCHERS["bfan"].settings())
+    changed = different_settings(tmp_path / "config.yaml", bfan)
+    assert changed == ["matcher.kind"]  # a size that is left open agrees with any
+
+
+def test_what_a_saved_encoder_run_says_of_matchers_does_not_matter(tmp_path):
+    config = load_config("tags-base-coco")
+    save_config(config, tmp_path / "config.yaml")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    saved["matcher"] |= {"direction": "t2i", "pooling": "lse", "focal": "equal", "lambda_softmax": None, "lambda_lse": None}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert different_settings(tmp_path / "config.yaml", config) == []
+    assert load_config(str(tmp_path / "config.yaml")).matcher == config.matcher

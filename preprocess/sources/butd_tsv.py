@@ -11,6 +11,7 @@ first is the background: class k is column k + 1.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from preprocess.arguments import add_split, whole_number
 from preprocess.records import ImageRecord
 from preprocess.sources.boxes import fractions, most_confident
+from preprocess.sources.command import SourceCommand
 from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
 from tagsds.errors import UserError
 from tagsds.files import check_exist
@@ -235,3 +238,28 @@ def _lookup(key: str) -> str:
 
 def _array(field: bytes, dtype: type) -> NDArray:
     return np.frombuffer(base64.b64decode(field, validate=True), dtype=dtype)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tsv", type=Path, nargs="+", required=True, help="TSV file, or several")
+    parser.add_argument("--captions", type=Path, nargs="+", help="captions JSON; not needed with a Karpathy split")
+    parser.add_argument("--select", choices=("confidence", "fixed36"), default="confidence",
+                        help="above 0.2, 10 to 100 of them; or the 36 best (default confidence)")  # fmt: skip
+    parser.add_argument("--soft-classes", type=whole_number, default=0, metavar="N",
+                        help="write soft labels of N columns: background, then the classes; 1601 for Visual Genome "
+                        "(default 0: none)")  # fmt: skip
+    parser.add_argument("--empty-images", choices=("error", "skip"), default="error", help="(default error)")
+    parser.add_argument("--class-names", type=Path, help="a class a line without the background, synonyms after commas; for people")
+    add_split(parser)
+
+
+def make(args: argparse.Namespace) -> ButdTsvSource:
+    return ButdTsvSource.read(
+        args.tsv, args.captions or [], args.split, args.class_names, args.select, args.soft_classes, args.empty_images
+    )
+
+
+COMMAND = SourceCommand(
+    "bottom-up-attention features as TSV", add_arguments, make,
+    paths=frozenset({"tsv", "captions", "class_names", "split"}),
+)  # fmt: skip

@@ -6,14 +6,17 @@ seeded by (seed, image key), so that a pack is repeatable and no pixels are need
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocess.arguments import add_split, positive_number
 from preprocess.records import ImageRecord, seed_of
 from preprocess.sources.boxes import fractions
+from preprocess.sources.command import SourceCommand
 from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
 from tagsds.errors import UserError
 from tagsds.files import check_exist, read_json
@@ -162,3 +165,29 @@ def _read_instances(path: Path, table: BoxTable, index: CaptionIndex, names: lis
     if names and names != found:
         raise UserError(f"{path} names other classes than the ones before it or --class-names; use one list.")
     return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--captions", type=Path, nargs="+", help="captions JSON as published, one file or several")
+    parser.add_argument("--boxes", type=Path, nargs="+", required=True, help="instances JSON, or text lines of boxes")
+    parser.add_argument("--class-names", type=Path, help="a class a line; needed with boxes as text")
+    parser.add_argument("--feature-dim", type=positive_number, default=64, help="width of a feature (default 64)")
+    parser.add_argument(
+        "--noise", type=float, default=0.3, help="expected norm of the noise on a unit vector (default 0.3)"
+    )
+    parser.add_argument("--empty-images", choices=("error", "whole", "skip"), default="whole", help="(default whole)")
+    add_split(parser)
+    parser.add_argument("--seed", type=int, default=0, help="(default 0)")
+
+
+def make(args: argparse.Namespace) -> CocoSource:
+    return CocoSource.read(
+        args.captions or [], args.boxes, args.split, args.class_names,
+        args.feature_dim, args.noise, args.seed, args.empty_images,
+    )  # fmt: skip
+
+
+COMMAND = SourceCommand(
+    "COCO captions with annotated boxes; features made from the class of a box", add_arguments, make,
+    paths=frozenset({"captions", "boxes", "class_names", "split"}),
+)  # fmt: skip

@@ -6,6 +6,7 @@ in a row. Some copies repeat an image for each of its captions. There are no box
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocess.arguments import positive_number, split_path
 from preprocess.records import Caption, ImageRecord
+from preprocess.sources.command import SourceCommand
 from tagsds.errors import UserError
 from tagsds.files import check_exist
 
@@ -155,3 +158,22 @@ def different(part: Part, image: int) -> UserError:
         f"{part.ims} has a row a caption, but rows {first} to {first + part.repeat - 1} are not one image repeated; "
         "use --captions-per-image 1 if each caption has its own image."
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, help="folder of {train,dev,test}_ims.npy and _caps.txt, those that are there")
+    parser.add_argument("--ims", type=split_path, nargs="+", action="extend", default=[], metavar="SPLIT=FILE",
+                        help="features of a split, if not from --folder")  # fmt: skip
+    parser.add_argument("--caps", type=split_path, nargs="+", action="extend", default=[], metavar="SPLIT=FILE",
+                        help="captions of a split, a line each")  # fmt: skip
+    parser.add_argument("--captions-per-image", type=positive_number, default=5, help="(default 5)")
+
+
+def make(args: argparse.Namespace) -> ScanNpySource:
+    return ScanNpySource.read(args.folder, args.ims, args.caps, args.captions_per_image)
+
+
+COMMAND = SourceCommand(
+    "SCAN's precomp arrays: captions and region features without boxes", add_arguments, make,
+    paths=frozenset({"folder"}), split_paths=frozenset({"ims", "caps"}),
+)  # fmt: skip

@@ -10,14 +10,17 @@ The ids are kept as they are; captions are read image by image, nothing but the 
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preprocess.arguments import split_path
 from preprocess.pieces import CONTINUES, spell
 from preprocess.records import Caption, ImageRecord, Span
+from preprocess.sources.command import SourceCommand
 from preprocess.sources.karpathy import image_key
 from preprocess.sources.lmdb_reader import RefusedError, close_all, database, decode_text
 from preprocess.sources.uniter_images import ImageDatabase, read_image
@@ -246,3 +249,26 @@ def tree_spans(tree: Any, count: int, where: str) -> tuple[Span, ...]:
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: its tree is not {{relation, attribute, node: [{{ids}}]}}; copy the folder again.") from error
     return tuple(sorted(spans, key=lambda span: span.pieces[0]))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--txt", type=split_path, nargs="+", action="extend", required=True, metavar="SPLIT=DIR",
+                        help="a txt_db and its split; a split may have several, one after the other")  # fmt: skip
+    parser.add_argument("--img", type=Path, nargs="+", action="extend", required=True, metavar="DIR",
+                        help="img_db folder, or the variant inside it; several are searched in this order")  # fmt: skip
+    parser.add_argument("--variant", help="variant where an img_db holds several: feat_th0.2_max100_min10, all, ...")
+    parser.add_argument("--without-soft-labels", action="store_true", help="leave classes.npy out (saves 2 bytes a class a region)")
+
+
+def make(args: argparse.Namespace) -> UniterLmdbSource:
+    return UniterLmdbSource.read(args.txt, args.img, args.variant, args.tokenizer, not args.without_soft_labels)
+
+
+COMMAND = SourceCommand(
+    "UNITER's released LMDB: tokenised captions (with trees or without) and region features", add_arguments, make,
+    paths=frozenset({"img"}), split_paths=frozenset({"txt"}),
+    required={"tokenizer": "the folder or vocab.txt that the txt_db was made with"},
+    epilog="tagsds-pack uniter-lmdb --txt train=txt_db/itm_coco_train.db train=txt_db/itm_coco_restval.db "
+    "dev=txt_db/itm_coco_val.db --img img_db/coco_train2014 img_db/coco_val2014 --tokenizer bert-base-cased-vocab.txt "
+    "--out DIR. Here --tokenizer is needed: the one the txt_db was made with.",
+)  # fmt: skip

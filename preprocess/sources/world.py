@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from preprocess import world
+from preprocess.arguments import whole_number
 from preprocess.records import Caption, ImageRecord
+from preprocess.sources.command import SourceCommand
 from preprocess.world_captions import write_captions, write_edits
 from preprocess.world_grammar import EDIT_KINDS
 
@@ -77,3 +80,18 @@ class WorldSource:
                     row = {"filename": f"{key}.png", "caption": sentence.text, "negative_caption": edited.text}
                     found[kind].append(row)
         return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", type=whole_number, default=2000, help="images (default 2000)")
+    parser.add_argument("--dev", type=whole_number, default=200, help="images (default 200)")
+    parser.add_argument("--test", type=whole_number, default=400, help="images (default 400)")
+    parser.add_argument("--seed", type=int, default=0, help="(default 0)")
+
+
+def make(args: argparse.Namespace) -> WorldSource:
+    images = {split: getattr(args, split) for split in ("train", "dev", "test")}
+    return WorldSource({split: count for split, count in images.items() if count}, args.seed)
+
+
+COMMAND = SourceCommand("the embedded corpus: drawn scenes with captions and false edits", add_arguments, make)

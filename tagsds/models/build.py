@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from tagsds.data.shards import Manifest
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import seed_of
 from tagsds.errors import UserError
+from tagsds.formats.manifest import Manifest
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
 from tagsds.models.matchers import MATCHERS, Matcher, MatcherSettings

@@ -17,7 +17,7 @@ class PretrainConfig:
     mask_probability: float = 0.15
     """share of word pieces (mlm) or regions (mrfr, mrckl, mrc) that are hidden, at least one"""
     wra_weight: float = 0.1
-    """of the word-region alignment beside itm; 0: none"""
+    """weight of the word-region alignment beside itm; 0: none"""
     kl_reduction: str = "mean"
     """of MRC-KL over the classes: mean (the released code, 1 / number of classes of the sum) or sum (the paper's text)"""
 
