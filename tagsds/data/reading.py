@@ -110,7 +110,7 @@ class InMemory:
     """A column that is filled in place, so that a corpus is never held twice."""
 
     def __init__(self, expected: int, dtype: type, row: tuple[int, ...]) -> None:
-        self.table = np.empty((expected, *row), dtype)
+        self.table: np.ndarray = np.empty((expected, *row), dtype)
         self.count = 0
 
     def add(self, part: np.ndarray) -> None:
