@@ -33,6 +33,7 @@ def write_corpus(
     folder.mkdir(parents=True)
     tiny_corpus.tokenizer().save_pretrained(folder / "tokenizer")
     found: dict[str, dict] = {}
+    most = 0
     for place, (split, images) in enumerate(splits.items()):
         rng = np.random.default_rng([seed, place])
         shards = []
@@ -40,6 +41,7 @@ def write_corpus(
             path = folder / f"{split}-{number:06d}.tar"
             count = min(per_shard, images - first)
             lengths = rng.integers(1, regions + 1, count)
+            most = max(most, int(lengths.max()))
             with open(path, "wb") as stream, ShardWriter(stream) as writer:
                 for image, n in zip(range(first, first + count), lengths, strict=True):
                     soft = rng.random((n, classes)) if classes else None
@@ -58,7 +60,7 @@ def write_corpus(
         found[split] = {"images": sums.pop("samples"), **sums, "shards": shards}
     manifest = {
         "format": "tagsds-shards", "version": 1, "feature_dim": width, "num_classes": classes, "class_names": [],
-        "background_class": False, "boxes": boxes, "imported_ids": False, "max_regions": regions, "max_caption_pieces": words + 2,
+        "background_class": False, "boxes": boxes, "imported_ids": False, "max_regions": most, "max_caption_pieces": words + 2,
         "tokenizer": "tokenizer", "vocab_size": len(tiny_corpus.WORDS), "splits": found, "made_by": {"source": "tests"},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
