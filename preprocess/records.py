@@ -57,7 +57,6 @@ class ImageRecord:
     regions: NDArray[np.floating]  # [n, D]
     boxes: NDArray[np.floating] | None  # [n, 4]; None where the source has none for any image
     captions: list[Caption]
-    scores: NDArray[np.floating] | None = None  # [n]
     classes: NDArray[np.floating] | None = None  # [n, C], rows sum to 1
     picture: bytes | None = None
     picture_type: str = "jpg"  # "jpg" or "png"

@@ -84,7 +84,7 @@ def prepare_folder(out: Path, identity: dict, overwrite: bool) -> bool:
 
 
 def clear(out: Path) -> None:
-    """Remove a corpus, the manifest first; nothing that tagsds-pack did not write is touched."""
+    """Remove a corpus, the manifest first, and the cache of its tables; nothing else that tagsds-pack did not write is touched."""
     if not (out / "manifest.json").exists() and not (out / JOURNAL / "arguments.json").exists():
         return
     write_json(out / JOURNAL / "arguments.json", {"overwriting": True})  # keeps the folder recognisable if killed here
@@ -92,7 +92,7 @@ def clear(out: Path) -> None:
     for path in out.iterdir():
         if SHARD_NAME.match(path.name) or (path.name.startswith(".") and path.name.endswith(".tmp")):
             path.unlink()
-    for folder in ("tokenizer", "edits", JOURNAL):
+    for folder in ("tokenizer", "edits", "cache", JOURNAL):
         shutil.rmtree(out / folder, ignore_errors=True)
 
 

@@ -61,7 +61,7 @@ def check_record(record: ImageRecord, feature_dim: int, num_classes: int) -> Non
         )
     if record.boxes is not None and record.boxes.shape != (n, 4):
         raise UserError(f"{where}: boxes have shape {list(record.boxes.shape)} for {n} regions; extract it again.")
-    for name, array in (("features", record.regions), ("boxes", record.boxes), ("scores", record.scores)):
+    for name, array in (("features", record.regions), ("boxes", record.boxes)):
         if array is not None and not np.isfinite(array.astype(np.float16)).all():
             row = int(np.argwhere(~np.isfinite(array.astype(np.float16)))[0][0])
             raise UserError(
@@ -81,8 +81,6 @@ def encode_sample(record: ImageRecord) -> list[tuple[str, bytes]]:
     members = [("regions.npy", npy(record.regions.astype(np.float16)))]
     if record.boxes is not None:
         members.append(("boxes.npy", npy(record.boxes.astype(np.float32).clip(0.0, 1.0))))
-    if record.scores is not None:
-        members.append(("scores.npy", npy(record.scores.astype(np.float16))))
     if record.classes is not None:
         members.append(("classes.npy", npy(record.classes.astype(np.float16))))
     captions = [caption.as_json() for caption in record.captions]

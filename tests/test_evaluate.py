@@ -83,6 +83,7 @@ def test_end_to_end(corpus, run_folder, edits, capsys):
     assert 0 <= results["edits"]["object"]["accuracy"] <= 100
 
     assert results["shared_captions"] == 0
+    bank.texts = list(bank.texts)
     bank.texts[int(captions[-1])] = bank.texts[0]
     assert shared_captions(bank, captions) == 2
 

@@ -83,7 +83,6 @@ class ExtractSource(IndexedSource):
             regions=regions.features,
             boxes=regions.boxes,
             captions=list(self.index.captions[key]),
-            scores=regions.scores,
             classes=regions.classes,
             picture=small,
             origin=str(self.folder / self.pictures[key]),
@@ -147,4 +146,4 @@ def _halved(regions: Regions) -> Regions:
     with np.errstate(over="ignore"):  # infinity is named by shards.check_record
         features = regions.features.astype(np.float16)
         classes = None if regions.classes is None else regions.classes.astype(np.float16)
-    return Regions(features, regions.boxes, regions.scores, classes)
+    return Regions(features, regions.boxes, classes=classes)

@@ -176,7 +176,6 @@ class ButdTsvSource(IndexedSource):
             regions=row["features"][keep],
             boxes=fractions(row["boxes"][keep].astype(np.float64), row["size"], where),
             captions=list(self.index.captions[key]),
-            scores=None if confidence is None else confidence[keep],
             classes=classes,
             origin=str(line.file),
             captions_origin=self.index.origin,

@@ -146,7 +146,6 @@ class UniterLmdbSource:
             regions=arrays["features"],
             boxes=arrays["boxes"],
             captions=[self._caption(entry, id_) for id_ in entry.captions],
-            scores=arrays.get("conf"),
             classes=arrays.get("soft_labels"),
             origin=str(images.file),
             captions_origin=str(self.txt[entry.txt] / "data.mdb"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,10 +35,10 @@ class Bank:
     regions: Ragged
     boxes: Tensor
     classes: Tensor | None = None
-    texts: list[str] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    texts: Sequence[str] = field(default_factory=list)
+    keys: Sequence[str] = field(default_factory=list)
     background_class: bool = False
-    caption_ids: list[str] = field(default_factory=list)
+    caption_ids: Sequence[str] = field(default_factory=list)
 
     @property
     def num_captions(self) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tagsds.data.bank import Bank
+from tagsds.data.cache import Cache
 from tagsds.data.sampler import PositiveSampler
 from tagsds.data.shards import load_shards
 from tagsds.draw import Draw, generator, seed_of
@@ -28,7 +32,13 @@ class DataConfig:
     window_steps: int = 500
     """steps drawn from one window before the next is loaded"""
     checksum: bool = True
-    """hold each shard against the manifest's sha256 while loading"""
+    """hold each shard against the manifest's sha256 when it is read: with a cache that is while the cache is built, and again only
+    when the shard's time of change is another than then"""
+    cache: str = ""
+    """where the tokenised captions and region tables are kept, so that they are made once and the ranks of a node map the same
+    pages: "" for the folder `cache` beside the shards, a path, or "none" to read the shards in each rank at each start. It takes
+    about as much disk as the shards' features and boxes (and soft labels, once a run has asked for them), and may be deleted at
+    any time. A folder that cannot be written is said once, and then counts as "none\""""
 
     def check(self, group: str) -> None:
         above_zero(self, group, "window_steps", "max_gib")
@@ -38,7 +48,9 @@ class BankSource:
     """`at(step)` -> (bank, window number). The window of a step is a pure function of (seed, step, rank): resuming loads it
     and goes on. Each rank's window holds other shards; a whole partition is the same on all ranks.
 
-    One window is in memory at a time, provided that the caller drops its bank before it asks for the next step's.
+    One window is in memory at a time, provided that the caller drops its bank before it asks for the next step's. While it is
+    used, a thread builds what the cache lacks of the next one and brings those files into the page cache, so that a change is a
+    copy within memory. It loads no bank: `max_gib` is for one window.
     """
 
     def __init__(
@@ -59,17 +71,35 @@ class BankSource:
                 raise UserError(
                     f"data.max_gib={config.max_gib} holds no shard of {folder}; raise it or pack with a smaller --shard-size."
                 )
+        self.waited_s = 0.0  # seconds spent in changes of the window, the first load left out
         self._loaded: tuple[int, Bank] | None = None
+        self._ahead: threading.Thread | None = None
         self._sampler: tuple[int, PositiveSampler] | None = None
 
     def at(self, step: int) -> tuple[Bank, int]:
         window = 0 if self.whole else step // self.config.window_steps
         if self._loaded is None or self._loaded[0] != window:
+            begin, started = time.perf_counter(), self._loaded is not None
             self._loaded = None  # free the old window first
+            if self._ahead is not None:
+                self._ahead.join()
             chosen = self.shards if self.whole else [self.shards[i] for i in self.window(window)]
-            bank = load_shards(self.manifest, chosen, None, self.config.checksum, self.progress, self.classes)
+            bank = load_shards(
+                self.manifest, chosen, None, self.config.checksum, self.progress, self.classes, self.config.cache, self.device
+            )
             self._loaded = (window, bank.to(self.device))
+            if started:
+                self.waited_s += time.perf_counter() - begin
+            if not self.whole and self.config.cache != "none":
+                self._ahead = threading.Thread(target=self._prepare, args=(window + 1,), name="next window", daemon=True)
+                self._ahead.start()
         return self._loaded[1], self._loaded[0]
+
+    def _prepare(self, window: int) -> None:
+        """Whatever is wrong is found again, and reported, when the window is loaded."""
+        with suppress(UserError, OSError):
+            chosen = [self.shards[i] for i in self.window(window)]
+            Cache(self.manifest, self.config.cache, self.config.checksum, self.classes).prepare(chosen)
 
     def window(self, number: int) -> list[int]:
         """Shards of a window: the ranks walk through one endless sequence of permutations, each taking its stretch in turn."""

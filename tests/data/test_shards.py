@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from preprocess.verify import verify_corpus
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.errors import UserError
 from tagsds.formats.manifest import read_manifest
+from tests.data.corpus import write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +265,25 @@ def test_a_broken_array(corpus):
     with pytest.raises(UserError) as error:
         load_bank(corpus, "dev")
     assert "dev-000001" in one_sentence(error)
+
+
+# --- what older corpora hold ---------------------------------------------------------------------------------------
+
+
+def test_a_corpus_that_still_holds_confidences(tmp_path):
+    """`scores.npy` is no longer written, since nothing reads it; shards that have it are sound and load."""
+    folder = write_corpus(tmp_path / "corpus", {"dev": 6}, classes=4)
+    expected = load_bank(folder, "dev", cache="none")[0]
+    path = folder / "dev-000000.tar"
+    assert not any(name.endswith("scores.npy") for name, _ in members_of(path))
+    with tarfile.open(path, "a") as tar:  # of the shard's last image, whose members end the tar
+        n = int(expected.regions.lengths[3])
+        data = npy(np.linspace(0.9, 0.3, n).astype(np.float16))
+        info = tarfile.TarInfo("dev-0000003.scores.npy")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    rewrite(folder, lambda name, data: data)
+    assert any(name.endswith("scores.npy") for name, _ in members_of(path))
+    assert "is sound" in verify_corpus(folder)
+    bank, _ = load_bank(folder, "dev")
+    assert bank.texts == expected.texts and torch.equal(bank.regions.values, expected.regions.values)

@@ -71,8 +71,8 @@ def test_a_tiny_tsv(tmp_path: Path) -> None:
     expected = np.random.default_rng(2).standard_normal((15, 8))[:12].astype(np.float16)
     np.testing.assert_allclose(sample["regions.npy"], expected, rtol=2e-3)
     np.testing.assert_allclose(sample["boxes.npy"][0], [0.1, 0.1, 0.6, 0.9], rtol=1e-6)
-    np.testing.assert_allclose(sample["scores.npy"], np.linspace(0.95, 0.05, 15)[:12], atol=1e-3)
-    np.testing.assert_allclose(sample["classes.npy"][1, 2], sample["scores.npy"][1], atol=1e-3)  # class 1 after background
+    confidence = np.linspace(0.95, 0.05, 15)[1]
+    np.testing.assert_allclose(sample["classes.npy"][1, 2], confidence, atol=1e-3)  # class 1 after background
     np.testing.assert_allclose(sample["classes.npy"].astype(float).sum(1), 1, atol=5e-3)
     manifest = read_manifest(tmp_path / "out")
     assert (manifest.num_classes, manifest.background_class, manifest.class_names) == (20, True, [])
@@ -208,10 +208,10 @@ def test_ten_real_images(shared_data: Path, tmp_path: Path) -> None:
     chosen, fixed = load(tmp_path / "a", "train"), load(tmp_path / "b", "train")
     assert len(chosen) == len(fixed) == 10
     for key, sample in chosen.items():
-        n = len(sample["scores.npy"])
+        n, confidence = len(sample["regions.npy"]), sample["classes.npy"].max(1).astype(float)
         assert 10 <= n <= 36 and sample["regions.npy"].shape == (n, 2048) and sample["classes.npy"].shape == (n, 1601)
-        assert (np.diff(sample["scores.npy"].astype(float)) <= 0).all()
-        assert (sample["scores.npy"][10:] > 0.199).all()
+        assert (np.diff(confidence) <= 0).all()
+        assert (confidence[10:] > 0.199).all()
         assert fixed[key]["regions.npy"].shape == (36, 2048)
         np.testing.assert_array_equal(fixed[key]["regions.npy"][:n], sample["regions.npy"])
     verify_corpus(tmp_path / "a")
