@@ -14,6 +14,7 @@ class ValidateConfig:
     every: int = 0
     """optimiser steps between two validations; 0 = none. The last step is validated where it is a multiple"""
     split: str = "dev"
+    """of the shards"""
     first: int = 500
     """images of the split, from its start; recall falls with their number, so compare equal ones alone"""
     evaluators: list[str] = field(default_factory=lambda: ["recall"])

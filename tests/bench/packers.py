@@ -38,6 +38,7 @@ from tiny_inputs import tsv_line
 
 from preprocess import build, extract, pack
 from preprocess.records import PackOptions
+from preprocess.sources import SOURCES
 
 REGIONS, WIDTH, CLASSES, CAPTIONS = 36, 2048, 1601, 5
 TEXT = "a man rid ##ing a red bike on the black mat with a dog ."
@@ -140,7 +141,7 @@ def measure(arguments: list[str], inputs: Path, out: Path, count: int) -> dict[s
     extracts = arguments[0] == "extract"
     args = extract.parse([*arguments[1:], *common]) if extracts else pack.parse([*arguments, *common])
     begin = time.perf_counter()
-    source: Any = extract.make_source(args) if extracts else pack.make_source(args)
+    source: Any = extract.make_source(args) if extracts else SOURCES[args.source].make(args)
     index = time.perf_counter() - begin
     shaping = {name: getattr(args, name) for name in pack.OPTION_FIELDS if name != "workers"}
     options = PackOptions(**shaping, workers=1, arguments={})

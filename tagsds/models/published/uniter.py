@@ -173,7 +173,7 @@ def from_uniter(published: Published, given: dict[str, Any], vocabulary: int | N
     notes += [f"heads initialised at random: {', '.join(fresh)}"] if fresh else []
     keys = {key: [name, str(published.tensors[key].dtype).removeprefix("torch.")] for key, name in spelt.items() if key not in out}
     record = {"layout": "uniter" if image else "bert", "source": path.name, "vocabulary_padding": padding, "keys": keys}
-    config, width, head_count = model.config, model.config.hidden_size, model.config.num_attention_heads
+    width, head_count = config.hidden_size, config.num_attention_heads
     size = f"{config.num_hidden_layers} layers of {width}, {head_count} heads of {width // head_count}"
     size += f", {config.vocab_size} word pieces, regions of {config.region_dim}"
     return Converted(model.eval(), size, found, begun, notes, record)

@@ -73,6 +73,7 @@ class VSRN(Matcher):
     def take_training_settings(self, settings: VsrnSettings, seed: int) -> None:  # type: ignore[override]
         """The recipe's dropout and longest caption; and a new captioner where the recipe trains one and the checkpoint has none."""
         config = self.config
+        assert isinstance(config, VsrnConfig)
         config.caption_dropout, config.caption_pieces = settings.caption_dropout, settings.caption_pieces
         if self.captioner is not None:
             self.captioner.dropout.p, self.captioner.most = settings.caption_dropout, settings.caption_pieces
