@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from preprocess.arguments import add_common, add_split, positive_number, whole_number
-from preprocess.extractors.checkpoint import Checkpoint, find_checkpoint, load_model, load_processor
+from preprocess.extractors.checkpoint import Checkpoint, find_vision_checkpoint, load_processor, load_vision_model
 from preprocess.extractors.detector import DetectorExtractor
 from preprocess.extractors.grid import GridExtractor
 from preprocess.extractors.pictures import find_pictures
@@ -74,7 +74,7 @@ def choose_device(name: str) -> torch.device:
 
 def make_extractor(args: argparse.Namespace, checkpoint: Checkpoint, kind: str, device: torch.device, processor: Any) -> Extractor:
     """The model, behind the interface of its kind."""
-    model = load_model(checkpoint, kind, device)
+    model = load_vision_model(checkpoint, kind, device)
     if kind == "grid":
         return GridExtractor(checkpoint, model, processor, args.pool)
     return DetectorExtractor(checkpoint, model, processor, args.threshold, args.min_regions, args.max_regions)
@@ -88,7 +88,7 @@ def make_source(args: argparse.Namespace) -> ExtractSource:
     if not index.splits:
         raise UserError(f"{args.split} names no images; list some for a split.")
     pictures, listed = find_pictures(args.pictures, index, args.split)
-    checkpoint = find_checkpoint(args.model)
+    checkpoint = find_vision_checkpoint(args.model)
     kind = checkpoint.kind() if args.kind == "auto" else args.kind
     if kind == "detector" and args.pool is not None:
         raise UserError(f"--pool {args.pool} is for kind grid, and {args.model} is a detector; leave it out, or use --kind grid.")

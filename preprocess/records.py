@@ -124,7 +124,7 @@ class PackOptions:
     arguments: dict = field(default_factory=dict)  # of the source, for the manifest
 
 
-def seed_of(*parts: object) -> int:
+def numpy_seed(*parts: object) -> int:
     """A 64-bit seed that depends on nothing but its parts (Python's hash() changes between processes)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little")

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from tokenizers import normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tagsds.data.wordpiece import SPECIAL, build_tokenizer, load_tokenizer
+from tagsds.data.wordpiece import SPECIAL, build_tokenizer, wordpiece_tokenizer
 from tagsds.errors import UserError
 
 PREFIX = "##"
@@ -84,7 +84,7 @@ _SPLIT = pre_tokenizers.BertPreTokenizer()
 def get_tokenizer(name: str | None, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Load `name`, or train on `texts` where it is None."""
     if name is not None:
-        return load_tokenizer(name)
+        return wordpiece_tokenizer(name)
     vocabulary = train_vocabulary(texts, vocab_size)
     if len(vocabulary) > vocab_size:
         raise UserError(

@@ -27,7 +27,7 @@ SUM_TOLERANCE = 0.02  # of a row of float16 soft labels that should sum to 1
 
 def verify_corpus(out: Path) -> str:
     """Check everything; a sentence with the counts, or UserError."""
-    manifest = read_manifest(out)
+    manifest = checked_manifest(out)
     tokenizer = _tokenizer(out, manifest)
     seen: set[str] = set()
     most_regions = most_pieces = 0
@@ -69,7 +69,7 @@ def verify_corpus(out: Path) -> str:
     return f"{out} is sound: {'; '.join(totals)}."
 
 
-def read_manifest(out: Path) -> dict:
+def checked_manifest(out: Path) -> dict:
     """The manifest; UserError where the folder holds no finished corpus."""
     path = out / "manifest.json"
     if not path.is_file():

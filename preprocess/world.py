@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from preprocess.records import seed_of
+from preprocess.records import numpy_seed
 from preprocess.world_captions import relations
 from preprocess.world_grammar import CANVAS, COLOURS, KINDS, SIZES, Thing
 
@@ -32,7 +32,7 @@ CLASS_NAMES = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS]
 
 def generator(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:
     """Random numbers of one image for one purpose."""
-    return np.random.Generator(np.random.PCG64(seed_of("world", seed, split, index, purpose)))
+    return np.random.Generator(np.random.PCG64(numpy_seed("world", seed, split, index, purpose)))
 
 
 def make_scene(rng: np.random.Generator) -> list[Thing]:

@@ -26,7 +26,7 @@ def not_negative(settings: Any, group: str, *names: str) -> None:
             raise UserError(f"{group}.{name}={getattr(settings, name)} must not be negative.")
 
 
-def share(settings: Any, group: str, *names: str) -> None:
+def probability(settings: Any, group: str, *names: str) -> None:
     """Probabilities: at least 0 and below 1."""
     for name in names:
         if not 0 <= getattr(settings, name) < 1:

@@ -92,3 +92,16 @@ def test_the_pattern_finds_what_it_should():
     assert PLACES.search('path = "/home/me/x"') and PLACES.search("--data /tmp/shards") and PLACES.search("(/work/a)")
     assert not PLACES.search("https://example.org/home/x") and not PLACES.search("runs/tmp/x")
     assert not PLACES.search('"$HOME/data/x"') and not PLACES.search("../shared/data/x")
+
+
+def test_no_function_takes_more_than_eight_parameters():
+    """More than that belong together: they are an object. (A Hugging Face config is one, and its fields are parameters.)"""
+    found = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len([name for name in names if name not in ("self", "cls")])
+                if count > 8 and not (node.name == "__init__" and path.name == "config.py"):
+                    found.append(f"{name_of(path)}: {node.name} takes {count}")
+    assert found == []

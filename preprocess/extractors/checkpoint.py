@@ -47,7 +47,7 @@ class Checkpoint:
         return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths if path.is_file()}
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_vision_checkpoint(name: str) -> Checkpoint:
     """The files of a folder, or of a name that the Hugging Face hub or its cache knows; UserError for what is missing."""
     folder = Path(name) if Path(name).is_dir() else _from_hub(name)
     path = folder / "config.json"
@@ -96,7 +96,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     return processor
 
 
-def load_model(checkpoint: Checkpoint, kind: str, device: torch.device) -> PreTrainedModel:
+def load_vision_model(checkpoint: Checkpoint, kind: str, device: torch.device) -> PreTrainedModel:
     """The model in float32 on the device, in inference mode; UserError where weights are missing or would run code."""
     auto: Any = AutoModelForObjectDetection if kind == "detector" else AutoModel
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.arguments import add_split, positive_number
-from preprocess.records import ImageRecord, seed_of
+from preprocess.records import ImageRecord, numpy_seed
 from preprocess.sources.boxes import fractions
 from preprocess.sources.command import SourceCommand
 from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
@@ -80,7 +80,7 @@ class CocoSource(IndexedSource):
     def record(self, split: str, key: str) -> ImageRecord:
         """Features float32 [n, feature_dim], boxes as fractions, classes one-hot [n, 80]."""
         rows = self.boxes.get(key, [])
-        rng = np.random.Generator(np.random.PCG64(seed_of("coco", self.seed, key)))
+        rng = np.random.Generator(np.random.PCG64(numpy_seed("coco", self.seed, key)))
         noise = rng.standard_normal((max(len(rows), 1), self.feature_dim)) * (self.noise / self.feature_dim**0.5)
         classes = np.zeros((max(len(rows), 1), self.num_classes), dtype=np.float32)
         if rows:
@@ -116,7 +116,7 @@ _vectors: dict[tuple[str, int], NDArray[np.float64]] = {}
 def class_vector(name: str, width: int) -> NDArray[np.float64]:
     """The unit vector [width] of a class, a function of its name."""
     if (name, width) not in _vectors:
-        vector = np.random.Generator(np.random.PCG64(seed_of("class", name))).standard_normal(width)
+        vector = np.random.Generator(np.random.PCG64(numpy_seed("class", name))).standard_normal(width)
         _vectors[name, width] = vector / np.linalg.norm(vector)
     return _vectors[name, width]
 

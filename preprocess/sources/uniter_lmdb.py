@@ -24,7 +24,7 @@ from preprocess.sources.command import SourceCommand
 from preprocess.sources.karpathy import image_key
 from preprocess.sources.lmdb_reader import RefusedError, close_all, database, decode_text
 from preprocess.sources.uniter_images import ImageDatabase, read_image
-from tagsds.data.wordpiece import load_tokenizer
+from tagsds.data.wordpiece import wordpiece_tokenizer
 from tagsds.errors import UserError
 from tagsds.files import read_json
 
@@ -69,7 +69,7 @@ class UniterLmdbSource:
     ) -> UniterLmdbSource:
         """Check tokenizer and files, and find every image of every split. `txt`: (split, folder) in order."""
         close_all()  # an earlier run of this process may have opened other files of that name
-        loaded = load_tokenizer(tokenizer)
+        loaded = wordpiece_tokenizer(tokenizer)
         pieces = [str(loaded.convert_ids_to_tokens(i)) for i in range(len(loaded))]
         images = [ImageDatabase.find(folder, variant) for folder in img]
         folders = [folder for _, folder in txt]

@@ -35,7 +35,7 @@ def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def wordpiece_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """From a vocab.txt, a folder written by save_pretrained, or a name that transformers can resolve."""
     path = Path(name)
     if path.is_file():

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from tagsds.data.wordpiece import load_tokenizer
+from tagsds.data.wordpiece import wordpiece_tokenizer
 from tagsds.errors import UserError, command
 from tagsds.files import read_json_object, sha256_of, write_json
 from tagsds.models.card import Card
@@ -101,7 +101,7 @@ def convert(args: argparse.Namespace) -> None:
                 "give the vocabulary the checkpoint was trained with."
             )
     else:
-        tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else tokenizer_beside(args.source)
+        tokenizer = wordpiece_tokenizer(args.tokenizer) if args.tokenizer else tokenizer_beside(args.source)
         pieces = len(tokenizer) if tokenizer is not None else None
         done = from_uniter(published, given_sizes(args), pieces, tuple(args.ignore))
         if args.layout not in ("auto", done.record["layout"]):
@@ -153,7 +153,7 @@ def tokenizer_beside(source: Path) -> Any:
     files = ("tokenizer.json", "vocab.txt")
     if not source.is_dir() or not (held := [source / name for name in files if (source / name).is_file()]):
         return None
-    return load_tokenizer(str(source if held[0].name == "tokenizer.json" else held[0]))
+    return wordpiece_tokenizer(str(source if held[0].name == "tokenizer.json" else held[0]))
 
 
 def write_folder(done: Converted, tokenizer: Any, out: Path) -> None:

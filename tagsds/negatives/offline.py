@@ -16,7 +16,7 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import QuintupletConfig
-from tagsds.negatives.random import Hard, keep_hardest
+from tagsds.negatives.random import Hard, NegativesConfig, keep_hardest
 from tagsds.scoring.scorer import Scorer
 from tagsds.settings import above_zero, not_negative
 
@@ -150,9 +150,11 @@ def draw_from_ranks(
 
 
 def mine_offline(
-    candidates: Candidates, bank: Bank, captions: Tensor, count: int, keep: int, first: int, last: int, scorer: Scorer, draw: Draw
-) -> tuple[Hard, Hard]:
-    """As `mine_random`, with `count` candidates in place of random ones: the `keep` hardest of each direction."""
+    candidates: Candidates, bank: Bank, captions: Tensor, offline: OfflineConfig, random: NegativesConfig, scorer: Scorer,
+    draw: Draw,
+) -> tuple[Hard, Hard]:  # fmt: skip
+    """As `mine_random`, with `random.count` candidates of ranks `offline.first` to `offline.last` in place of random ones: the
+    `random.keep` hardest of each direction."""
     generator = draw.generator(bank.device, "offline negatives")
-    images, others = draw_from_ranks(candidates, bank, captions, count, first, last, generator)
-    return keep_hardest(bank, captions, images, others, keep, scorer)
+    images, others = draw_from_ranks(candidates, bank, captions, random.count, offline.first, offline.last, generator)
+    return keep_hardest(bank, captions, images, others, random.keep, scorer)

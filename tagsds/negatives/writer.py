@@ -17,7 +17,7 @@ from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.tailored import filter_candidates, refill, write
 from tagsds.scoring.scorer import Scorer, without_dropout
-from tagsds.settings import above_zero, share
+from tagsds.settings import above_zero, probability
 
 
 @dataclass
@@ -35,7 +35,7 @@ class SyntheticConfig:
 
     def check(self, group: str) -> None:
         above_zero(self, group, "maskings", "refills", "tau")
-        share(self, group, "mask_probability")
+        probability(self, group, "mask_probability")
 
 
 @dataclass

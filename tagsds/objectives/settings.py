@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tagsds.errors import UserError
-from tagsds.settings import one_of, share
+from tagsds.settings import one_of, probability
 
 
 @dataclass
@@ -23,7 +23,7 @@ class PretrainConfig:
 
     def check(self, group: str) -> None:
         one_of(self, group, kl_reduction=("mean", "sum"))
-        share(self, group, "mask_probability")
+        probability(self, group, "mask_probability")
         for task, odds in self.mix.items():
             if odds < 0:
                 raise UserError(f"{group}.mix.{task}={odds} must not be negative.")

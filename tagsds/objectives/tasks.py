@@ -18,8 +18,8 @@ from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.errors import UserError
+from tagsds.losses.itm import itm, transport_distance, word_region_alignment
 from tagsds.losses.masked import likeliest_class, region_cross_entropy, region_kl, region_mse, word_cross_entropy
-from tagsds.losses.matching import itm, transport_distance, word_region_alignment
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.random import draw_images
 from tagsds.objectives.output import fraction

@@ -82,11 +82,11 @@ def test_ids_and_characters(tmp_path):
 
 def test_the_tokenizer_packs_a_corpus_and_survives_saving(tmp_path):
     from tagsds.data.vocabulary import Vocabulary
-    from tagsds.data.wordpiece import load_tokenizer
+    from tagsds.data.wordpiece import wordpiece_tokenizer
 
     words = [*SPECIAL, "a", "dog"]
     word_tokenizer(words).save_pretrained(tmp_path)
-    loaded = load_tokenizer(str(tmp_path))
+    loaded = wordpiece_tokenizer(str(tmp_path))
     assert loaded("a dog")["input_ids"] == [1, 4, 5, 2] and Vocabulary.of(loaded).size == 6
 
 

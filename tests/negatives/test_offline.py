@@ -14,12 +14,14 @@ from tagsds.errors import UserError
 from tagsds.formats.manifest import read_manifest
 from tagsds.negatives.offline import (
     Candidates,
+    OfflineConfig,
     check_ranks,
     check_whole,
     draw_from_ranks,
     draw_quintuplet,
     mine_offline,
 )
+from tagsds.negatives.random import NegativesConfig
 from tagsds.negatives.remine import rescore
 from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
@@ -252,7 +254,8 @@ def test_mined_candidates_are_the_hardest_of_the_draw(corpus):
     bank, manifest, candidates = corpus
     model, draw = model_of(manifest), Draw(3, 1, 4)
     drawn = draw_from_ranks(candidates, bank, CAPTIONS, 9, 2, 27, draw.generator("cpu", "offline negatives"))
-    images, others = mine_offline(candidates, bank, CAPTIONS, 9, 4, 2, 27, Scorer(model), draw)
+    ranks, random = OfflineConfig(first=2, last=27), NegativesConfig(count=9, keep=4)
+    images, others = mine_offline(candidates, bank, CAPTIONS, ranks, random, Scorer(model), draw)
     own = bank.image_of_caption[CAPTIONS].tolist()
     with torch.no_grad():
         for b, caption in enumerate(CAPTIONS.tolist()):

@@ -56,7 +56,7 @@ def mined(corpus, objective: RetrievalObjective, config: RunConfig) -> tuple[Har
     if not config.offline.replace_random:
         return mine_random(bank, CAPTIONS, COUNT, KEEP, objective.scorer, DRAW)
     if config.offline.score:
-        return mine_offline(candidates, bank, CAPTIONS, COUNT, KEEP, FIRST, LAST, objective.scorer, DRAW)
+        return mine_offline(candidates, bank, CAPTIONS, config.offline, config.negatives, objective.scorer, DRAW)
     return draw_from_ranks(candidates, bank, CAPTIONS, KEEP, FIRST, LAST, generator)
 
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from preprocess.tokenizer import train_vocabulary
-from tagsds.data.wordpiece import build_tokenizer, load_tokenizer
+from tagsds.data.wordpiece import build_tokenizer, wordpiece_tokenizer
 from tagsds.errors import UserError
 
 TEXTS = ["low low low low low", "lower lower newest newest newest", "newest newest newest widest widest widest"]
@@ -40,7 +40,7 @@ def test_training_is_the_same_in_another_process() -> None:
 
 def test_it_tokenises_like_bert(tmp_path: Path, shared_data: Path) -> None:
     path = shared_data / "bert_vocab" / "bert-base-uncased-vocab.txt"
-    ours = load_tokenizer(str(path))
+    ours = wordpiece_tokenizer(str(path))
     theirs = BertTokenizerFast(vocab=str(path))
     for text in (
         "A tan toilet, and SINK-combination; na\u00efve skateboarders' caf\u00e9!",
@@ -49,7 +49,7 @@ def test_it_tokenises_like_bert(tmp_path: Path, shared_data: Path) -> None:
         assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert (ours.pad_token_id, ours.cls_token_id, ours.mask_token_id) == (0, 101, 103)
     ours.save_pretrained(tmp_path)
-    assert load_tokenizer(str(tmp_path))("a cat")["input_ids"] == ours("a cat")["input_ids"]
+    assert wordpiece_tokenizer(str(tmp_path))("a cat")["input_ids"] == ours("a cat")["input_ids"]
 
 
 def test_offsets_point_into_the_text() -> None:
@@ -61,7 +61,7 @@ def test_offsets_point_into_the_text() -> None:
 def test_bad_names(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"vocab.txt is no BERT vocabulary: it lacks \[CLS\]"):
-        load_tokenizer(str(tmp_path / "vocab.txt"))
+        wordpiece_tokenizer(str(tmp_path / "vocab.txt"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"neither a file nor a folder nor a known name"):
-        load_tokenizer(str(tmp_path / "empty"))
+        wordpiece_tokenizer(str(tmp_path / "empty"))

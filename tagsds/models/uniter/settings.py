@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tagsds.settings import above_zero, share
+from tagsds.settings import above_zero, probability
 
 BASE_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 
@@ -31,4 +31,4 @@ class ModelConfig:
 
     def check(self, group: str) -> None:
         above_zero(self, group, *BASE_SIZES)
-        share(self, group, "dropout", "attention_dropout")
+        probability(self, group, "dropout", "attention_dropout")

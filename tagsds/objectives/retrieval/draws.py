@@ -71,7 +71,7 @@ class Draws:
             generator = self.draw.generator(self.bank.device, "offline negatives")
             return draw_from_ranks(self.candidates, self.bank, self.captions, random.keep, *ranks, generator)
         self.forwards += (random.count + min(random.count, images_in_ranks(*ranks))) * len(self.captions)
-        return mine_offline(self.candidates, self.bank, self.captions, random.count, random.keep, *ranks, scorer, self.draw)
+        return mine_offline(self.candidates, self.bank, self.captions, offline, random, scorer, self.draw)
 
     @property
     def hard_are_ordered(self) -> bool:
@@ -85,11 +85,16 @@ class Draws:
         return mask_captions(self.bank, self.captions, self.negatives.synthetic, self.negatives.vocab, generator)
 
     @cached_property
-    def written(self) -> Written:
-        """The hardest sentences that the encoder as it now is writes for each caption, at most `negatives.keep`."""
+    def everything_written(self) -> Written:
+        """The sentences that the encoder as it now is writes for each caption, behind the filters."""
         of = self.negatives
         everything = write_negatives(
             of.model, of.scorer, self.bank, self.captions, self.maskings, of.synthetic, of.vocab, self.draw
         )
         self.forwards += self.maskings.masked.shape[:2].numel() + len(everything.ids)
-        return everything.hardest(len(self.captions), of.random.keep)
+        return everything
+
+    @cached_property
+    def written(self) -> Written:
+        """The hardest of them, at most `negatives.keep` a caption."""
+        return self.everything_written.hardest(len(self.captions), self.negatives.random.keep)

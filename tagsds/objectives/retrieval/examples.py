@@ -5,37 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
 from tagsds.data.ragged import Ragged
-from tagsds.data.vocabulary import Vocabulary
-from tagsds.draw import Draw
-from tagsds.models.uniter import Layout, UniterModel
-from tagsds.negatives.writer import mask_captions, write_negatives
+from tagsds.models.uniter import Layout
+from tagsds.objectives.retrieval.draws import Draws
 from tagsds.objectives.retrieval.settings import Settings
-from tagsds.scoring.scorer import Scorer, without_dropout
+from tagsds.scoring.scorer import without_dropout
 
 
 @torch.no_grad()
-def written_examples(
-    model: UniterModel,
-    scorer: Scorer,
-    bank: Bank,
-    captions: Tensor,
-    config: Settings,
-    vocab: Vocabulary,
-    tokenizer,
-    draw: Draw,
-    most: int = 5,
-) -> list[dict[str, Any]]:
-    """The hardest sentences written for each caption (int64 [B]), word by word; scores are s(I, T) in 0..1. A collective
+def written_examples(draws: Draws, config: Settings, tokenizer: Any, most: int = 5) -> list[dict[str, Any]]:
+    """The `most` hardest sentences written for each caption of `draws`, word by word; scores are s(I, T) in 0..1. A collective
     under ZeRO-3: all ranks call it with the same captions."""
-    images = bank.image_of_caption[captions]
-    maskings = mask_captions(bank, captions, config.synthetic, vocab, draw.generator(bank.device, "mask"))
-    written = write_negatives(model, scorer, bank, captions, maskings, config.synthetic, vocab, draw)
-    written = written.hardest(len(captions), most)
+    bank, captions, images, maskings = draws.bank, draws.captions, draws.images, draws.maskings
+    model = draws.negatives.model
+    written = draws.everything_written.hardest(len(captions), most)
     builder = PairBuilder(bank)
     true = builder.pairs(builder.captions(captions), images)
     if len(written.ids):

@@ -87,7 +87,7 @@ class RetrievalObjective(Objective):
         """The hardest sentences written for each caption."""
         if not self.writes:
             return None
-        return written_examples(self.model, self.scorer, bank, captions, self.config, self.vocab, tokenizer, draw)
+        return written_examples(Draws(self.negatives, bank, captions, draw), self.config, tokenizer)
 
     def forward(self, bank: Bank, captions: Tensor, draw: Draw, candidates: Candidates | None = None) -> StepOutput:
         draws = Draws(self.negatives, bank, captions, draw, candidates)

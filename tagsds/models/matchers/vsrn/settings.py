@@ -7,7 +7,7 @@ from typing import Any
 
 from tagsds.errors import UserError
 from tagsds.models.matchers.settings import MatcherSettings
-from tagsds.settings import not_negative, share
+from tagsds.settings import not_negative, probability
 
 
 @dataclass
@@ -36,7 +36,7 @@ class VsrnSettings(MatcherSettings):
     def check(self, group: str) -> None:
         super().check(group)
         not_negative(self, group, "graph_layers", "caption_hidden")
-        share(self, group, "caption_dropout")
+        probability(self, group, "caption_dropout")
         if self.caption_pieces < 2:
             raise UserError(f"{group}.caption_pieces={self.caption_pieces} must be 2 or more: [CLS] and what follows it.")
 
