@@ -69,7 +69,7 @@ def test_a_model_by_its_name(tiny: TinyPictures, models: Path, monkeypatch: pyte
         return str(models / "vit")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert checkpoint.find_checkpoint("someone/vit").folder == models / "vit" and asked == [["*.json", "model*.safetensors"]]
+    assert checkpoint.find_vision_checkpoint("someone/vit").folder == models / "vit" and asked == [["*.json", "model*.safetensors"]]
     with pytest.raises(UserError, match=r"--model someone/else is no folder, and not a name that could be loaded"):
         extract.run(tiny.arguments("someone/else"))
 
