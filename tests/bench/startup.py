@@ -6,7 +6,7 @@ The corpus has COCO's number of images and five captions each; its features are 
 is measured is captions, files and copies, not the disk. A rank is a real `tagsds/train.py` with a tiny model. Three cases: without
 a cache, with one that has yet to be built, and with one that is there; `--before` adds the same from another checkout, which may
 know no `data.cache`. Seconds count from the start of the process to the first micro-batch; `data` are those in the first
-`BankSource.at`. Memory (RSS, PSS and private pages of /proc/self/smaps_rollup) is read in the third step, after every rank has
+`BankSource.at`; `cpu` are the CPU seconds of each, which another process's load changes less. Memory (RSS, PSS and private pages of /proc/self/smaps_rollup) is read in the third step, after every rank has
 read every page of its bank. `wait` is the share of the loop's time, from the first micro-batch to the last, that changes of the
 window took. Files are in the page cache: they have just been written.
 """
@@ -66,11 +66,11 @@ def rank(report: str, arguments: list[str]) -> None:
     real_at, real_positives, seen = BankSource.at, BankSource.positives, {"window": None, "steps": set()}
 
     def at(self: BankSource, step: int):
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         bank, window = real_at(self, step)
         spent = time.perf_counter() - begin
         if seen["window"] is None:
-            found["data_s"] = spent
+            found["data_s"], found["data_cpu_s"] = spent, time.process_time() - cpu
         elif window != seen["window"]:
             found["wait_s"] += spent
             found["windows"] += 1
@@ -81,6 +81,7 @@ def rank(report: str, arguments: list[str]) -> None:
         if not seen["steps"]:
             found["first_step_s"] = time.time() - float(os.environ["LAUNCHED"])
             found["first_clock"] = time.perf_counter()
+            found["cpu_s"] = time.process_time()
         seen["steps"].add(draw.step)
         found["loop_s"] = time.perf_counter() - found["first_clock"]
         if len(seen["steps"]) == 3 and self.whole:
@@ -125,7 +126,7 @@ def launch(data: Path, ranks: int, settings: list[str], code: Path) -> list[dict
 def row_of(case: str, ranks: int, found: list[dict[str, Any]]) -> dict[str, Any]:
     """The slowest rank's times, the mean of the ranks' memory."""
     row: dict[str, Any] = {"case": case, "ranks": ranks}
-    row |= {name: round(max(part[name] for part in found), 2) for name in ("first_step_s", "data_s")}
+    row |= {name: round(max(part[name] for part in found), 2) for name in ("first_step_s", "data_s", "data_cpu_s", "cpu_s")}
     if "rss_mib" in found[0]:
         row |= {name: round(sum(part[name] for part in found) / ranks) for name in ("rss_mib", "pss_mib", "private_mib")}
     if found[0]["windows"]:

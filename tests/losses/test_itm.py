@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from tagsds.losses.itm import itm, transport_distance, transport_plan, word_region_alignment
 
 LN2, LN3 = math.log(2), math.log(3)
