@@ -6,9 +6,10 @@ The corpus has COCO's number of images and five captions each; its features are 
 is measured is captions, files and copies, not the disk. A rank is a real `tagsds/train.py` with a tiny model. Three cases: without
 a cache, with one that has yet to be built, and with one that is there; `--before` adds the same from another checkout, which may
 know no `data.cache`. Seconds count from the start of the process to the first micro-batch; `data` are those in the first
-`BankSource.at`; `cpu` are the CPU seconds of each, which another process's load changes less. Memory (RSS, PSS and private pages of /proc/self/smaps_rollup) is read in the third step, after every rank has
-read every page of its bank. `wait` is the share of the loop's time, from the first micro-batch to the last, that changes of the
-window took. Files are in the page cache: they have just been written.
+`BankSource.at`; `cpu` are the CPU seconds of each, which another process's load changes less. Memory (RSS, PSS and private pages
+of /proc/self/smaps_rollup) is read in the third step, after every rank has read every page of its bank. `wait` is the share of the
+loop's time, from the first micro-batch to the last, that changes of the window took. Files are in the page cache: they have just
+been written.
 """
 
 from __future__ import annotations
