@@ -167,23 +167,14 @@ def check(config: RunConfig) -> None:
             group.check(name)  # type: ignore[union-attr]
     if not config.init:
         config.matcher.check_fresh("matcher")
-    if config.objective == "pretrain" and sum(config.pretrain.mix.values()) <= 0:
-        raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
-    check_offline(config.quintuplet, config.offline, config.negatives.shared, config.objective)
+    OBJECTIVES[config.objective].check(config)
+    check_offline(config.quintuplet, config.offline, config.negatives.shared)
 
 
-def check_offline(quintuplet: QuintupletConfig, offline: OfflineConfig, shared: bool, objective: str) -> None:
+def check_offline(quintuplet: QuintupletConfig, offline: OfflineConfig, shared: bool) -> None:
     """What contradicts itself. `shared` is negatives.shared."""
     if offline.replace_random and shared:
         raise UserError("offline.replace_random and negatives.shared exclude each other; set one of them to false.")
-    reasons = {
-        f"quintuplet.kind={quintuplet.kind}": quintuplet.kind not in ("", "online"),
-        "offline.replace_random=true": offline.replace_random,
-        f"offline.remine_every={offline.remine_every}": offline.remine_every > 0,
-    }
-    for setting in (setting for setting, needed in reasons.items() if needed):
-        if objective == "pretrain":
-            raise UserError(f"{setting} has no meaning in pre-training; remove it or set objective=retrieval.")
     if offline.remine_every and not needs_candidates(quintuplet, offline):
         raise UserError(f"offline.remine_every={offline.remine_every} orders candidates that no loss draws; set it to 0.")
 

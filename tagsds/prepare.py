@@ -3,6 +3,7 @@ made before long work are made here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,19 @@ from tagsds.models import UniterModel
 from tagsds.models.build import Start, build_encoder, build_matcher
 from tagsds.models.card import Card
 from tagsds.models.matchers import Matcher
+from tagsds.objectives import OBJECTIVES
 from tagsds.ranks import World
+
+BUILDERS: dict[str, Callable[[RunConfig, Start], UniterModel | Matcher]] = {  # by what an objective `trains`
+    "encoder": lambda config, start: build_encoder(config.model, start, OBJECTIVES[config.objective].needs_classes(config)),
+    "matcher": lambda config, start: build_matcher(config.matcher, start),
+}
 
 
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel | Matcher:
     """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
     start = Start(manifest, vocab, config.init, config.recipe, config.seed, config.data.split)
-    if config.objective == "matching":
-        return build_matcher(config.matcher, start)
-    mix = config.pretrain.mix if config.objective == "pretrain" else {}
-    return build_encoder(config.model, start, predicts_classes=bool(mix.get("mrckl") or mix.get("mrc")))
+    return BUILDERS[OBJECTIVES[config.objective].trains](config, start)
 
 
 def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) -> None:

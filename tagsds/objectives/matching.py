@@ -11,7 +11,7 @@ in training.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Settings(Protocol):
 
 class MatchingObjective(Objective):
     """forward(bank, captions int64 [B], draw) -> StepOutput; the terms are summed over the batch, as published."""
+
+    trains: ClassVar[str] = "matcher"
 
     def __init__(self, model: Matcher, config: Settings, vocab: Vocabulary, scorer: PairScorer | None = None) -> None:
         super().__init__(model, config, vocab, scorer)

@@ -47,6 +47,18 @@ class PretrainObjective(Objective):
             raise UserError("pretrain.mix asks for mrckl or mrc but the shards carry no classes.npy; set their odds to 0.")
 
     @classmethod
+    def check(cls, config: Any) -> None:
+        if sum(config.pretrain.mix.values()) <= 0:
+            raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
+        meaningless = {
+            f"quintuplet.kind={config.quintuplet.kind}": config.quintuplet.kind not in ("", "online"),
+            "offline.replace_random=true": config.offline.replace_random,
+            f"offline.remine_every={config.offline.remine_every}": config.offline.remine_every > 0,
+        }
+        for setting in (setting for setting, given in meaningless.items() if given):
+            raise UserError(f"{setting} has no meaning in pre-training; remove it or set objective=retrieval.")
+
+    @classmethod
     def heads(cls, config: Settings) -> list[str]:
         """The heads this stage trains."""
         mix = config.pretrain.mix

@@ -23,16 +23,22 @@ class Objective(nn.Module):
 
     `config` is the run's settings (a `RunConfig`); an objective reads its own groups of it.
 
+    trains          the model it is around: a key of `tagsds.prepare.BUILDERS`
     ranks           trains what ranks images and captions, so that a validation measures it
     keeps_examples  the run leaves examples.json: the last scores of the log's histograms, and `panel` of the first dev captions
     """
 
+    trains: ClassVar[str] = "encoder"
     ranks: ClassVar[bool] = True
     keeps_examples: ClassVar[bool] = False
 
     def __init__(self, model: Any, config: Any, vocab: Vocabulary, scorer: Any) -> None:
         super().__init__()
         self.model = model
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UserError for settings that mean nothing in this stage or contradict each other, before anything is loaded."""
 
     @classmethod
     def heads(cls, config: Any) -> list[str]:
