@@ -1,5 +1,5 @@
 """Offline hard negatives: the most similar captions of each training image and images of each caption, by a trained matcher,
-exactly (AOQ, arXiv 2003.03669; method 6).
+exactly (AOQ, arXiv 2003.03669).
 
     tagsds-mine --checkpoint RUN --data SHARDS [--captions 2000] [--images 400]
     torchrun --nproc-per-node 8 -m tagsds.mine --checkpoint ...

@@ -56,7 +56,7 @@ def find_vision_checkpoint(name: str) -> Checkpoint:
     config = read_json_object(path)
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise UserError(
-            f"{folder} has no {PROCESSOR_FILES[0]}, so that nobody knows how pictures are scaled for the model; "
+            f"{folder} has no {PROCESSOR_FILES[0]}, which says how pictures are scaled for the model; "
             "copy it from where the model was published."
         )
     weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))

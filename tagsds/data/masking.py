@@ -1,4 +1,4 @@
-"""Which words and regions are hidden (TAGS-DC, arXiv 2111.03349; UNITER, arXiv 1909.11740; method 2 and 3).
+"""Which words and regions are hidden (TAGS-DC, arXiv 2111.03349; UNITER, arXiv 1909.11740).
 
 Shapes: B = captions (or images), S = spans of a caption, L = padded length, M = maskings of one caption.
 Captions are dense int64 [B, L] padded with `vocab.pad`; their `lengths` int64 [B] count [CLS] and [SEP]. The special

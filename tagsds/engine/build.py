@@ -75,7 +75,7 @@ def name_device_to_deepspeed(device: torch.device, env: MutableMapping[str, str]
 
 
 def forget_shared_buffer(rank: int) -> None:
-    """Unlink the 66 MiB through which DeepSpeed's ranks of a CPU exchange gradients, once all of them have it mapped: nobody else
+    """Unlink the 66 MiB through which DeepSpeed's ranks of a CPU exchange gradients, once all of them have mapped it: nothing else
     does, and each launch would take as much memory for good."""
     dist.barrier()
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]

@@ -35,7 +35,7 @@ NOT_FIGURES = (
 
 
 class Validation:
-    """`run()` -> figures of the model as it now is. Collective, the same on all ranks.
+    """`run()` -> figures of the model with its current weights. Collective, the same on all ranks.
 
     The model itself is scored where it holds its weights in fp32. In half precision, and under ZeRO-3, a copy is: each rank keeps
     one on its device and fills it with the optimiser's fp32 weights, which are what an export writes. So a figure is that of

@@ -5,7 +5,7 @@ Text retrieval: an image is the query and its best own caption counts. Image ret
 
 Ties count against us: a distractor with the same score ranks above the true item. Any other rule pays for saturated
 scores (a constant matrix would reach 100 % where ties are broken in our favour, and an arbitrary figure where argsort
-breaks them); the released code of TAGS and AOQ ranked fp16 scores this way (method, section 7).
+breaks them); the released code of TAGS and AOQ ranked fp16 scores this way (docs/faults.md, 7a).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Entry = tuple[str, Mapping[str, Any], Mapping[str, float], str]  # run, its resu
 
 
 def whole_numbers(name: str, at: Sequence[int]) -> tuple[int, ...]:
-    """`at` with 1, 5 and 10, ascending. UserError for what is no whole number of at least 1."""
+    """`at` with 1, 5 and 10, ascending. UserError for a value that is not a whole number of at least 1."""
     for n in at:
         if not isinstance(n, int) or n < 1:
             raise UserError(f"{name} holds {n!r}; give whole numbers of at least 1.")

@@ -67,7 +67,7 @@ def prepare_evaluators(evaluators: Sequence[Evaluator], subject: Subject) -> Non
 
 
 def run_evaluators(evaluators: Sequence[Evaluator], subject: Subject) -> dict[str, Any] | None:
-    """The results of a subject as it now is, without where they come from; None on all ranks but the first. Collective.
+    """The results of a subject with its current weights, without their provenance; None on all ranks but the first. Collective.
 
     First all scoring, in which the ranks work together; then all figures, on the first rank alone. So an error in a figure never
     leaves the other ranks waiting. No random state is changed and nothing of the model: it is in evaluation mode inside and in

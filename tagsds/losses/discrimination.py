@@ -1,4 +1,4 @@
-"""Word discrimination of TAGS-DC: which words of a synthetic sentence were replaced (arXiv 2111.03349; method 4).
+"""Word discrimination of TAGS-DC: which words of a synthetic sentence were replaced (arXiv 2111.03349).
 
 The other half of stage 2, word correction (predict the original piece at the masked positions from the synthetic
 sentence), is plain cross entropy over the vocabulary: `tagsds.losses.masked.word_cross_entropy`.

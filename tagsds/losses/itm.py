@@ -1,4 +1,4 @@
-"""Image-text matching and the word-region alignment beside it (UNITER, arXiv 1909.11740, 3.2; method 2).
+"""Image-text matching and the word-region alignment beside it (UNITER, arXiv 1909.11740, 3.2).
 
 Shapes: P = pairs, W = words of the longest text, R = regions of the largest image, H = hidden width.
 

@@ -1,9 +1,9 @@
-"""Losses at masked positions: words (MLM), regions (MRFR, MRC-KL, MRC); UNITER, arXiv 1909.11740, 3.2; method 2.
+"""Losses at masked positions: words (MLM), regions (MRFR, MRC-KL, MRC); UNITER, arXiv 1909.11740, 3.2.
 
 Shapes: M = masked positions of the micro-batch, V = word pieces, D = width of a region feature, C = region classes.
 
 Logits and states are handed in at the masked positions only. Everything is computed in float32 from log_softmax: taking
-softmax, clamping and then the log underflows in half precision (method 7.6). M = 0 gives a 0 on the graph.
+softmax, clamping and then the log underflows in half precision. M = 0 gives a 0 on the graph.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Online and offline hard negatives in one loss (AOQ, arXiv 2003.03669; method 6).
+"""Online and offline hard negatives in one loss (AOQ, arXiv 2003.03669).
 
 S = similarity. For a true pair (I, T) of a batch of B: T_on, I_on are the hardest of the batch; T_off, I_off are drawn from the
 offline candidates; I'_off is the image of T_off, T'_off a caption of I_off.
@@ -122,7 +122,7 @@ def hardest_in_batch(scores: Tensor, image_of_row: Tensor, image_of_column: Tens
 
     scores                         float [B, B]: row b = image of pair b, column b = its caption
     image_of_row, image_of_column  int64 [B]: cells of one image are no negatives, though they lie off the diagonal (the released
-                                   code takes them for such: method 7.9)
+                                   code takes them for such: docs/faults.md, 9a)
 
     Gradient flows through the chosen cells. A row or column without any other image is not valid; its score means nothing.
     """

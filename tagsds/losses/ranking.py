@@ -1,4 +1,4 @@
-"""The hinge of the ranking losses, and the choice of the hardest negatives (TAGS-DC, arXiv 2111.03349; method 3).
+"""The hinge of the ranking losses, and the choice of the hardest negatives (TAGS-DC, arXiv 2111.03349).
 
 Shapes: B = true pairs, K = hard negatives of a pair, C = candidates to choose from.
 

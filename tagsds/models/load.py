@@ -139,7 +139,7 @@ def check_captions(positions: int | None, bank: Bank, captions: torch.Tensor) ->
 
 @torch.no_grad()
 def ensure_rank_head(model: UniterModel) -> str:
-    """'rank' where some stage trained the ranking head; it is left as it is (method, section 7, fault 5).
+    """'rank' where some stage trained the ranking head; it is left as it is (docs/faults.md).
 
     A pre-training checkpoint has only `itm`: the ranking head becomes the difference of its two rows, whose sigmoid is
     exactly the probability of a match. ('itm'; row 1 alone, with which fine-tuning begins, ranks differently.)

@@ -1,4 +1,4 @@
-"""Offline hard negatives: what `tagsds-mine` found in the whole training set, and draws from it (AOQ, arXiv 2003.03669; method 6).
+"""Offline hard negatives: what `tagsds-mine` found in the whole training set, and draws from it (AOQ, arXiv 2003.03669).
 
 Shapes: I = images, C = captions of the split; Kc = captions kept of an image, Ki = images kept of a caption; B = true pairs.
 Rank = column of a row of candidates, 0 = hardest. An image goes with five captions, so caption rank n goes with image rank n // 5.

@@ -1,4 +1,4 @@
-"""Random negatives of both directions: draw, score without gradient, keep the hardest (TAGS, section 3; method 3)."""
+"""Random negatives of both directions: draw, score without gradient, keep the hardest (TAGS, section 3)."""
 
 from __future__ import annotations
 

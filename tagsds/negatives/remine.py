@@ -1,4 +1,4 @@
-"""Offline candidates ordered anew by the encoder as it now is: the dual encoder that mined them grows stale (method 6)."""
+"""Offline candidates re-ordered by the encoder with its current weights: the dual encoder that mined them grows stale."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Tailored negatives: refill a masked caption, and keep what is a new and false sentence of the image
-(TAGS-DC, arXiv 2111.03349; method 3).
+(TAGS-DC, arXiv 2111.03349).
 
 Shapes: B = captions, L = padded length, M = maskings of a caption, R = refills of a masking, C = M * R candidates,
 n = masked positions of all maskings, V = word pieces, A = captions annotated for an image.
@@ -54,7 +54,7 @@ class Filtered:
 
 @torch.no_grad()
 def filter_candidates(candidates: Tensor, ids: Tensor, annotated: Tensor, vocab: Vocabulary) -> Filtered:
-    """Which candidates may serve as negatives. What is dropped never comes back, however few are left (method 7.3).
+    """Which candidates may serve as negatives. What is dropped never comes back, however few are left.
 
     candidates   int64 [B, C, L], written from the captions `ids` [B, L]
     annotated    int64 [B, A, L'], the captions of the caption's image, its own among them; rows of pads where fewer

@@ -1,4 +1,4 @@
-"""The live encoder writes hard negative sentences: mask, refill, filter, score, keep the hardest (TAGS, section 3; method 3)."""
+"""The live encoder writes hard negative sentences: mask, refill, filter, score, keep the hardest (TAGS, section 3)."""
 
 from __future__ import annotations
 

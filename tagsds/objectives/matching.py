@@ -1,4 +1,4 @@
-"""Training a matcher with online and offline hard negatives (AOQ, arXiv 2003.03669; method 6).
+"""Training a matcher with online and offline hard negatives (AOQ, arXiv 2003.03669).
 
 Every distinct image and caption of a micro-batch, true or drawn offline, is encoded once. The online negatives come from the whole
 matrix of the batch, the offline ones from `tagsds-mine`'s candidates.

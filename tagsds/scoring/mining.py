@@ -1,4 +1,4 @@
-"""The most similar captions of images and images of captions in a bank, by a matcher as it now is."""
+"""The most similar captions of images and images of captions in a bank, by a matcher with its current weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def search_bank(
     model: Matcher, bank: Bank, captions_per_image: int, images_per_caption: int, images: Tensor, captions: Tensor,
     block: tuple[int, int] = (QUERIES, KEYS),
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The rows of `images` (int64 [n], ascending) and of `captions` (int64 [m], ascending) with the matcher as it now is: int32
+    """The rows of `images` (int64 [n], ascending) and of `captions` (int64 [m], ascending) with its current weights: int32
     [n, Kc] and [m, Ki] on the CPU. What re-mining in training calls; each rank gives its share of the rows."""
     with torch.no_grad(), without_dropout(model):
         stores = Live(model, bank, True), Live(model, bank, False)

@@ -78,7 +78,8 @@ class Scorer:
         return ensure_rank_head(self.model)
 
     def tokens_of_chunk(self, device: torch.device) -> int:
-        """At most. A CPU is fastest while a chunk stays in its cache; asked when scoring, for an engine moves the model later."""
+        """Most tokens of a chunk. A CPU is fastest while a chunk stays in its cache. Read when scoring, since an engine may move
+        the model."""
         return self.max_tokens or (131072 if device.type == "cuda" else 6144)
 
     def chunks(self, lengths: Tensor) -> list[Tensor]:

@@ -49,7 +49,7 @@ class Stored:
 
 
 class Live:
-    """A bank in memory, encoded by the matcher as it now is; the last blocks are kept."""
+    """A bank in memory, encoded by the matcher with its current weights; the last blocks are kept."""
 
     def __init__(self, model: Matcher, bank: Bank, of_images: bool, kept: int = 8) -> None:
         self.owners = torch.arange(bank.num_images, device=bank.device) if of_images else bank.image_of_caption

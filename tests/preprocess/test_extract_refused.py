@@ -104,7 +104,7 @@ PROCESSOR = "preprocessor_config.json"
     [
         ("vit", lambda m: (m / "config.json").unlink(), [], r"config.json does not exist; give a folder written by save"),
         ("vit", lambda m: (m / "config.json").write_text("{"), [], r"config.json is not valid JSON .*copy it again"),
-        ("vit", lambda m: (m / PROCESSOR).unlink(), [], r"has no preprocessor_config.json, so that nobody knows .*published"),
+        ("vit", lambda m: (m / PROCESSOR).unlink(), [], r"has no preprocessor_config.json, which says how .*published"),
         ("vit", lambda m: (m / "model.safetensors").unlink(), [], r"holds neither model\*.safetensors nor pytorch_model"),
         ("vit", lambda m: (m / "model.safetensors").write_bytes(b"1234"), [], r"does not load as a vision model .*copy the model"),
         ("vit", drop_weight, [], r"the weights lack embeddings.cls_token \(and 0 more\), which would be random; check --kind grid"),

@@ -41,7 +41,8 @@ def attend(dots: Tensor, context: Tensor, sharpness: float) -> Tensor:
     The released code has this leaky form (slope 0.1) in place of the paper's [s]+.
 
     dots     float [..., Q, K], s: products of unit vectors
-    context  bool [..., K]: what is no padding. A row without any context weighs its padding evenly, which adds up to zero.
+    context  bool [..., K]: true where a fragment exists, false in padding. A row without any context spreads its weight over
+             the padding, whose fragments are zero.
     """
     x = F.leaky_relu(dots, 0.1)
     # clamped before the root, whose slope at 0 is infinite

@@ -127,8 +127,8 @@ def trimmed(side: Encoded) -> Encoded:
 
 @dataclass
 class Side:
-    """What the attention needs of one side: `real` bool [..., F], what is no padding; `gram` float [..., F, F], the products
-    of its fragments with one another."""
+    """What the attention needs of one side: `real` bool [..., F], true where a fragment exists (false in padding); `gram` float
+    [..., F, F], the products of its fragments with one another."""
 
     real: Tensor
     gram: Tensor

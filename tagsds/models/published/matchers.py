@@ -99,7 +99,7 @@ def to_matcher(model: Matcher, record: dict[str, Any] | None, dtype: torch.dtype
 
 
 def name_of(model: Any) -> str:
-    """The name of a model's kind in the registry of matchers; empty for what is no matcher."""
+    """The name of a model's kind in the registry of matchers; empty for a model that is not a matcher."""
     return next((name for name, kind in MATCHERS.items() if kind.model is type(model)), "")
 
 

@@ -86,7 +86,7 @@ class Draws:
 
     @cached_property
     def everything_written(self) -> Written:
-        """The sentences that the encoder as it now is writes for each caption, behind the filters."""
+        """The sentences that the encoder writes for each caption with its current weights, after filtering."""
         of = self.negatives
         everything = write_negatives(
             of.model, of.scorer, self.bank, self.captions, self.maskings, of.synthetic, of.vocab, self.draw

@@ -74,23 +74,23 @@ class Captioner(nn.Module):
         values, last = run_gru(self.region_gru, regions)  # [P, N, H], zero behind each row's length
         keys = self.attention(values, second=False)
         real = torch.arange(values.shape[1], device=values.device) < states.lengths[:, None]
-        hidden, told = last[0], []
+        hidden, states_of_words = last[0], []
         for word in self.word(words).unbind(dim=1):
             scores = self.score(torch.tanh(keys + self.attention(hidden, second=True)[:, None])).squeeze(-1)
             scores = at_least_float32(scores).masked_fill(~real, torch.finfo(at_least_float32(scores).dtype).min)
             context = (scores.softmax(dim=-1).to(values.dtype)[:, None] @ values).squeeze(1)
             hidden = self.cell(self.dropout(torch.cat([word, context], dim=-1)), hidden)
-            told.append(hidden)
+            states_of_words.append(hidden)
         # the vocabulary is wide: logits only where a target is, each row's padding dropped first
-        logits = at_least_float32(self.next_word(Ragged.from_padded(torch.stack(told, dim=1), steps).values))
+        logits = at_least_float32(self.next_word(Ragged.from_padded(torch.stack(states_of_words, dim=1), steps).values))
         return F.cross_entropy(logits, Ragged.from_padded(targets, steps).values, reduction="sum") / len(captions)
 
 
 def teach(captions: Ragged, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Words that are read [P, L], the words to be told after them [P, L], and how many of each row count (int64 [P], 1 .. L).
+    """Words that are read [P, L], the words to predict after them [P, L], and how many of each row count (int64 [P], 1 .. L).
 
     As in the released code: a caption of more than `most` pieces is cut to so many, of which the last is its end; and where there
-    is room, one PAD is told behind the end.
+    is room, one PAD is predicted behind the end.
     """
     ends = captions.values[captions.offsets[1:] - 1]
     pieces = captions.pad(PAD)[:, :most]
