@@ -183,7 +183,7 @@ def main() -> None:
             gib = (args.window_shards + 0.5) * max(shards) / 2**30
             steps = 5 * args.window_steps
             settings = [f"data.max_gib={gib}", f"data.window_steps={args.window_steps}", f"optimiser.steps={steps}"]
-            settings += ["log.checkpoint_every=0", "log.examples=0", "log.every=100"]
+            settings += ["log.checkpoint_every=0", "log.examples=0", "log.every=100", "validate.every=0"]
             windows = cases(data, 1, settings, ROOT, args.before)
         sizes = {"images": args.images, "captions": 5 * args.images, "shards": len(shards)}
         sizes |= {"shard_mib": round(sum(shards) / 2**20), "cache_mib": round(cached / 2**20)}
