@@ -110,8 +110,8 @@ def load_universal(engine: Any, folder: Path, stage: int, optimised: tuple[list[
         with torch.no_grad():
             for name in (MODULE + name for group in optimised for name in group):
                 parameter = parameters[name]
-                parameter.copy_(read(zero, name, "fp32"))
-                moments = {key: read(zero, name, key).to(parameter.device, copy=True) for key in MOMENTS}
+                parameter.copy_(read(zero, name, "fp32").view_as(parameter))
+                moments = {key: read(zero, name, key).view_as(parameter).to(parameter.device, copy=True) for key in MOMENTS}
                 on_device = fresh(step).to(parameter.device) if torch.is_tensor(step) else step
                 optimiser.state[parameter] = {"step": on_device, **moments}
     return torch.load(folder / "others.pt", weights_only=True)
@@ -135,7 +135,9 @@ def fill_partitions(optimiser: Any, zero: Path, step: Any) -> None:
 
 
 def read(zero: Path, name: str, key: str) -> Tensor:
-    return torch.load(zero / name / f"{key}.pt", map_location="cpu", weights_only=False)["param"]
+    """A parameter's values. Of stage 3 DeepSpeed writes a bare tensor, perhaps flat, of the other stages {"param": tensor}."""
+    stored = torch.load(zero / name / f"{key}.pt", map_location="cpu", weights_only=False)
+    return stored["param"] if isinstance(stored, dict) else stored
 
 
 def fresh(step: Any) -> Any:
