@@ -15,7 +15,7 @@ from typing import Any
 
 from tagsds.engine.state import TrainState
 from tagsds.engine.weights import whole_others
-from tagsds.errors import first_line
+from tagsds.errors import reason
 from tagsds.files import write_json, write_text
 from tagsds.ranks import World
 
@@ -79,7 +79,7 @@ class Checkpoints:
             try:
                 oldest = self._publish(about | {"files": dict(sorted(files.items()))})
             except OSError as error:
-                why = error.strerror or first_line(error)
+                why = reason(error)
         why = self.world.agree_on_text(why)
         self.waited_s += time.perf_counter() - started
         if why:
@@ -93,7 +93,7 @@ class Checkpoints:
             shutil.rmtree(self.folder / tag, ignore_errors=True)
             (self.folder / tag).mkdir(parents=True)
         except OSError as error:
-            return error.strerror or first_line(error)
+            return reason(error)
         return ""
 
     def _publish(self, about: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tagsds.engine.weights import fill, fresh_copy, whole_state
-from tagsds.errors import UserError, first_line
+from tagsds.errors import UserError, reason
 from tagsds.models.card import Card
 from tagsds.ranks import World
 
@@ -38,6 +38,6 @@ def export(
             if not isinstance(error, OSError) and "SafetensorError" not in type(error).__name__:
                 raise
             shutil.rmtree(temporary, ignore_errors=True)
-            why = getattr(error, "strerror", None) or first_line(error)
+            why = reason(error)
     if why := world.agree_on_text(why):
         raise UserError(f"{folder} could not be written ({why}); make room, and go on with --resume.")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from tagsds.errors import UserError, first_line
+from tagsds.errors import UserError, reason
 from tagsds.ranks import World
 
 LOCK = ".lock"
@@ -36,7 +36,7 @@ def lock_output(output: Path, world: World) -> IO[str] | None:
                 why = f"{output} belongs to a run that is going on ({holder(path)}); wait for its end, or name another --output."
         except OSError as error:
             if stream is None:
-                why = f"{output} cannot be written ({error.strerror or first_line(error)}); name another --output."
+                why = f"{output} cannot be written ({reason(error)}); name another --output."
             else:
                 print(f"{output}: its file system has no locks ({error.strerror}); see to it that one run at a time writes there.")
     if why := world.agree_on_text(why):

@@ -16,7 +16,7 @@ from tagsds.engine.checkpoint import steps_in
 from tagsds.engine.state import VERSION, TrainState
 from tagsds.engine.universal import convert, load_universal
 from tagsds.engine.weights import set_others
-from tagsds.errors import UserError, first_line
+from tagsds.errors import UserError, first_line, reason
 from tagsds.files import sha256_of
 from tagsds.ranks import World
 from tagsds.training_settings import BatchConfig
@@ -100,7 +100,7 @@ def check_file(path: Path, entry: Any) -> str:
     except (TypeError, ValueError):
         return f"{path.parent / 'about.json'} holds no checksum of {path.name}."
     except OSError as error:
-        return f"{path} cannot be read ({error.strerror or first_line(error)})."
+        return f"{path} cannot be read ({reason(error)})."
 
 
 def check_version(about: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
-from tagsds.errors import first_line
+from tagsds.errors import reason
 from tagsds.files import sha256_of
 
 
@@ -73,7 +73,7 @@ class BackgroundWriter(CheckpointEngine):
                     os.fsync(stream.fileno())
                 self._files[path.name] = [path.stat().st_size, sha256_of(path)]
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-            self._error = getattr(error, "strerror", None) or first_line(error)
+            self._error = reason(error)
         finally:
             self._jobs = []
 
