@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, MutableMapping
 from datetime import timedelta
@@ -50,6 +51,8 @@ def init_distributed() -> World:
     # DeepSpeed 0.19.8 calls two collectives by the names that torch 2.13 deprecates, at every step
     warnings.filterwarnings("ignore", message=".*_tensor` is deprecated", category=FutureWarning)
     describe_process(os.environ)
+    # DeepSpeed compiles its all-reduce with the ninja that is found first; another version of it would compile it anew, each time
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     device = claim_device()
     on_gpu = device.type == "cuda"
     if on_gpu:
