@@ -31,7 +31,10 @@ BUILDERS: dict[str, Callable[[RunConfig, Start], UniterModel | Matcher]] = {  # 
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel | Matcher:
     """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
     start = Start(manifest, vocab, config.init, config.recipe, config.seed, config.data.split)
-    return BUILDERS[OBJECTIVES[config.objective].trains](config, start)
+    model = BUILDERS[OBJECTIVES[config.objective].trains](config, start)
+    if config.batch.activation_checkpointing:
+        model.recomputes_layers = True
+    return model
 
 
 def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) -> None:
@@ -55,7 +58,8 @@ def different_settings(saved: Path, config: RunConfig) -> list[str]:
     """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, validate.*, descriptions,
     places), what `config` leaves open, and the `batch.pairs` that followed from `batch.tokens`. A key that came into the config
     after the run was saved counts as its default. Settings of another kind of matcher are not compared: the kind itself is."""
-    free = ("log.", "validate.", "description", "data_folder", "init", *(("batch.pairs",) if config.batch.tokens else ()))
+    computed = ("batch.pairs",) if config.batch.tokens else ()
+    free = ("log.", "validate.", "description", "data_folder", "init", "batch.activation_checkpointing", *computed)
     default, before, now = (
         flat(value)
         for value in (
