@@ -43,6 +43,8 @@ class Cache:
         self.classes = classes and manifest.num_classes > 0
         self.tokenizer = _digest_of_files(manifest.folder / "tokenizer")
         self._mapped: dict[str, Tables] = {}  # units that have been checked
+        self._place_of: dict[str, dict[str, int]] = {}
+        self._of_split: dict[str, Tables | None] = {}
 
     def tables(self, shards: list[dict[str, Any]], first: int | None, device: torch.device | str) -> Tables | None:
         """Tables of the shards, or of their first images; what is missing is built. None: read the shards instead, since the
@@ -87,14 +89,29 @@ class Cache:
 
     def from_split(self, shards: list[dict[str, Any]]) -> Tables | None:
         """The shards cut out of the unit of their split, where there is one and they follow each other in it."""
-        for part in self.manifest.splits.values():
-            every = part["shards"]
-            if shards and shards[0] in every:
-                begin = every.index(shards[0])
-                unit = self.stored(every) if every[begin : begin + len(shards)] == shards else None
-                before = [sum(s["samples"] for s in every[:end]) for end in (begin, begin + len(shards))]
-                return None if unit is None else unit.images(*before)
+        for name, part in self.manifest.splits.items():
+            begin = self._places(name).get(shards[0]["sha256"]) if shards else None
+            if begin is not None:
+                every = part["shards"]
+                unit = self._unit_of_split(name) if every[begin : begin + len(shards)] == shards else None
+                if unit is None:
+                    return None
+                return unit.images(*(sum(s["samples"] for s in every[:end]) for end in (begin, begin + len(shards))))
         return None
+
+    def _places(self, split: str) -> dict[str, int]:
+        """Where each shard stands in its split, by its sha256 (of equal shards the first): looked for once, since a window of a
+        split of 100,000 shards asks for hundreds of them."""
+        if split not in self._place_of:
+            found = self._place_of[split] = {}
+            for place, shard in enumerate(self.manifest.splits[split]["shards"]):
+                found.setdefault(shard["sha256"], place)
+        return self._place_of[split]
+
+    def _unit_of_split(self, split: str) -> Tables | None:
+        if split not in self._of_split:
+            self._of_split[split] = self.stored(self.manifest.splits[split]["shards"])
+        return self._of_split[split]
 
     # --- one unit ----------------------------------------------------------------------------------------------------
 
@@ -156,6 +173,8 @@ class Cache:
                 found = self.stored(shards)
                 if found is None:
                     self.build(self.folder / key, shards)
+                    if len(shards) > 1:
+                        self._of_split.clear()  # it may be the split's
                     found = self.stored(shards)
         except OSError as error:
             if str(self.folder) not in _said and os.environ.get("RANK", "0") == "0":

@@ -63,6 +63,29 @@ class Cell:
         return [f"batch.accumulation={self.accumulation}", f"batch.activation_checkpointing={self.checkpointing}".lower()]
 
 
+def grid(precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> list[Cell]:
+    """Every combination that means something: parameters are offloaded at stage 3 alone."""
+    return [
+        Cell(stage, offload, precision, accumulation, checkpointing)
+        for precision in precisions
+        for stage in range(4)
+        for offload in ("", "optimizer", *(["both"] * (stage == 3)))
+        for accumulation in (1, 2)
+        for checkpointing in (False, True)
+    ]
+
+
+def refusal(cell: Cell, folder: Path, ranks: int, on_gpu: bool) -> str:
+    """The sentence with which the launcher refuses a cell, "" where it does not."""
+    file = folder / "cell.json"
+    file.write_text(json.dumps(cell.deepspeed()))
+    try:
+        read_ds_config(file, load_config("published-base", cell.settings()), ranks, on_gpu)
+    except UserError as error:
+        return str(error).replace(f"{file}: ", "")
+    return ""
+
+
 def resident() -> int:
     """Bytes of this process in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
