@@ -57,17 +57,18 @@ def state_parts(parameters: Parameters, ds: dict[str, Any], machine: Machine) ->
     """Weights, gradients, optimiser, buffers.
 
     weights     w (P + Q); stage 3: divided by N, and at a time a prefetch bucket and the largest module gathered, in w
-    gradients   w P while backward makes them and (stage 0, 1) until the step; stage 2: g P / N kept, and besides only the bucket;
-                stage 3: g P / N kept for good
+    gradients   stage 0: w P; stage 1: w P where micro-batches are summed, and in bf16 with sums in fp32 4 P besides, for good; else
+                g P / N, which stage 3 keeps for good. What is not yet reduced lies in the buckets
     master      4 P / N: DeepSpeed keeps it in fp32 as well; stage 0: none in fp32, 4 P in fp16
     Adam        8 P, two moments in fp32; from stage 1 on divided by N
     step        4 P / N: the fp32 copy of the gradient's share, while the optimiser runs
-    buckets     reduce_bucket_size numbers of w bytes, twice with overlap_comm (stages 1 and 2, in backward; stage 3: one, for good)
+    buckets     reduce_bucket_size numbers of w bytes, twice with overlap_comm (stages 1, 2: in backward; stage 3: one, for good)
 
-    With offload_optimizer, master weights, Adam and the gradient's share lie in the host's memory; with offload_param the weights
-    too.
+    With offload_optimizer, master weights, Adam and the gradient's share with its fp32 copy lie in the host's memory for good;
+    with offload_param the weights too.
     """
     stage, w, g, N = zero_stage(ds), weight_bytes(ds), gradient_bytes(ds), machine.ranks
+    summed = int(ds.get("gradient_accumulation_steps", 1)) > 1
     P, Q = parameters.trained, parameters.frozen
     zero = ds.get("zero_optimization", {})
     shared = N if stage else 1
@@ -77,15 +78,17 @@ def state_parts(parameters: Parameters, ds: dict[str, Any], machine: Machine) ->
     if stage or w == 2:
         parts.append(Part("fp32 master weights", 4 * P / shared, kept, remedy=HIGHER_STAGE))
     parts.append(Part("Adam's two moments", 8 * P / shared, kept, remedy=HIGHER_STAGE))
-    if stage in (0, 1):
+    own_sums = stage == 1 and g > w and kept == "device"
+    if stage == 0 or own_sums or (stage == 1 and summed):
         parts.append(Part("gradients", w * P, at="backward", remedy="ZeRO stage 2 or 3"))
-    if stage == 1 and g > w:
-        parts.append(Part("gradients summed in fp32", g * P, at="backward", remedy="ZeRO stage 2 or 3"))
-    if stage >= 2:
-        at = "always" if stage == 3 else "backward"
+    if own_sums:
+        parts.append(Part("gradients summed in fp32", 4 * P, remedy="ZeRO stage 2 or 3"))
+    elif stage:
+        at = "always" if stage == 3 or kept == "host" else "backward"
         parts.append(Part("this rank's share of the gradients", g * P / N, kept, at, HIGHER_STAGE))
+        at = "always" if kept == "host" else "step"
+        parts.append(Part("fp32 copy of the gradients' share", 4 * P / N, kept, at, HIGHER_STAGE))
     if stage:
-        parts.append(Part("fp32 copy of the gradients' share in the step", 4 * P / N, kept, "step", HIGHER_STAGE))
         overlap = zero.get("overlap_comm", stage == 3)
         buffers = 2 if overlap and stage < 3 else 1
         if zero.get("contiguous_gradients", True):
@@ -110,22 +113,27 @@ class Encoder:
     device: str
     checkpointing: bool
 
+    @property
+    def mask(self) -> int:
+        """m, bytes of a number of a dropout mask; 0 without dropout."""
+        return (self.w if self.device == "cpu" else 1) if self.dropout or self.attention_dropout else 0
+
     def layer(self, tokens: float, padded: float, squares: float) -> float:
         """What one layer keeps for backward, with `tokens` in the stream, `padded` with the padding of the attention, and the sum
         of the squared (padded) lengths `squares`:
 
             w H tokens (5 + 2 F / H)    input, attention's sum, three inputs of LayerNorm and feed-forward, twice F inside it
             w H padded 3                queries, keys, values
-            2 H tokens                  two dropout masks of one byte
-            A squares (2 w + 1)         softmax, its dropout mask and result: only with attention dropout on a CPU; fused kernels
+            m H tokens 2                two dropout masks, of one byte a number on a GPU and w on a CPU
+            A squares (2 w + m)         softmax, its dropout mask and result: only with attention dropout on a CPU; fused kernels
                                         keep w H padded in its place, their own result
 
-        Korthikanti et al. have s b h (34 + 5 a s / h) for w = 2 and F = 4 H: the same sum, without padding.
+        Korthikanti et al. have s b h (34 + 5 a s / h) for w = 2, m = 1 and F = 4 H: the same sum, without padding.
         """
-        H, F, A, w = self.sizes.hidden, self.sizes.intermediate, self.sizes.heads, self.w
-        out = w * H * tokens * (5 + 2 * F / H) + w * H * padded * 3 + 2 * H * tokens * bool(self.dropout)
+        H, F, A, w, m = self.sizes.hidden, self.sizes.intermediate, self.sizes.heads, self.w, self.mask
+        out = w * H * tokens * (5 + 2 * F / H) + w * H * padded * 3 + m * H * tokens * 2 * bool(self.dropout)
         if self.device == "cpu" and self.attention_dropout:
-            return out + A * squares * (2 * w + 1)
+            return out + A * squares * (2 * w + m)
         return out + w * H * padded
 
     def trained(self, forward: Forward, corpus: Corpus) -> float:
@@ -136,7 +144,7 @@ class Encoder:
         tokens, padded = forward.pairs * corpus.tokens, forward.pairs * corpus.longest
         squares = forward.pairs * corpus.longest**2
         pieces, regions = forward.texts * corpus.pieces, forward.images * corpus.regions_of_image
-        tables = w * H * (5 * pieces + 7 * regions) + H * (pieces + regions) * bool(self.dropout)
+        tables = w * H * (5 * pieces + 7 * regions) + self.mask * H * (pieces + regions) * bool(self.dropout)
         tables += (w + 2) * corpus.feature_dim * regions
         keep = min(forward.keep, tokens)
         last = self.layer(keep, padded, squares * min(1.0, keep / max(tokens, 1))) + w * H * tokens * 2
