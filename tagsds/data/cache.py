@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -261,13 +262,20 @@ class _Stream:
 
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """The array of an npy file as a tensor over its mapped pages. A write would go to a private copy of a page, never to the
-    file. ValueError where the file holds another array."""
+    file. ValueError where the file holds another array. numpy's map would keep a file descriptor: a window of a few hundred shards,
+    of a dozen files each, has more files than a process may hold open."""
     if 0 in shape:  # nothing can be mapped
         return torch.from_numpy(np.empty(shape, dtype))
-    array = np.load(path, mmap_mode="c", allow_pickle=False)
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{path} holds {array.dtype} {array.shape}")
-    return torch.from_numpy(array)
+    with open(path, "rb") as stream:
+        if npy.read_magic(stream) != (1, 0):
+            raise ValueError(f"{path} is of another version of npy")
+        found = npy.read_array_header_1_0(stream)
+        begin = stream.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if found != (shape, False, dtype) or path.stat().st_size < begin + size:
+        raise ValueError(f"{path} holds {found}")
+    pages = torch.from_file(str(path), shared=False, size=begin + size, dtype=torch.uint8)
+    return pages[begin:].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
 
 
 def _write_index(path: Path, index: dict[str, Any]) -> None:
