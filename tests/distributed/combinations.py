@@ -123,7 +123,7 @@ def run(data: str, job: dict[str, Any], world: World, folder: Path) -> tuple[dic
                 captions = source.positives(draw, batch.pairs, batch.accumulation * world.size)
                 torch.manual_seed(seed_of(config.seed, step, draw.slot, "dropout"))
                 output = engine(bank, captions, draw, None)
-                losses.append(float(output.total))
+                losses.append(float(output.total.detach()))
                 engine.backward(output.total)
                 del output
                 if micro + 1 == batch.accumulation:

@@ -55,9 +55,12 @@ def cpu_cells(precision: str, folder: Path) -> list[Cell]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "count"), [("fp32", 32), ("bf16", 26)])
-def test_each_cell_of_a_cpu_equals_the_plain_run(world: Path, tmp_path: Path, precision: str, count: int) -> None:
-    cells = cpu_cells(precision, tmp_path)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(("precision", "count"), [("fp32", 16), ("bf16", 13)])
+def test_each_cell_of_a_cpu_equals_the_plain_run(
+    world: Path, tmp_path: Path, precision: str, count: int, checkpointing: bool
+) -> None:
+    cells = [cell for cell in cpu_cells(precision, tmp_path) if cell.checkpointing == checkpointing]
     assert len(cells) == count
     (tmp_path / "jobs.json").write_text(json.dumps(jobs_of(cells)))
     path = os.pathsep.join([str(launch.ROOT), os.environ.get("PYTHONPATH", "")])
