@@ -152,8 +152,9 @@ TEXT = """# Up to 100 million images
 
 Written by `python -m tests.bench.scale docs/results/scale.md` from the formulas of `tagsds/estimate`; a test holds this page
 against them. **It is arithmetic: nothing beyond COCO's size has been run.** Assumed: 36 regions of width 2,048 an image, five
-captions of 13 word pieces, shards of 500 images, 32 ranks of 8 a node, the encoder of base size, a step that reaches 100 TFLOP/s on a
-GPU, disks that read 2 GB/s a node. Measured elsewhere: 1e7 pairs a second of mining on a busy CPU thread (README).
+captions of 13 word pieces, shards of 500 images, 32 ranks of 8 a node, the encoder of base size, a step that reaches 100
+TFLOP/s on a GPU, disks that read 2 GB/s a node. Measured elsewhere: 1e7 pairs a second of mining on a busy CPU thread
+(README).
 
 {table}
 
@@ -164,16 +165,19 @@ GPU, disks that read 2 GB/s a node. Measured elsewhere: 1e7 pairs a second of mi
 
 **1 million**, in this order:
 
-1. *Offline candidates.* They number the whole split, which must be one bank (`check_whole`, `OfflineSource`): above `data.max_gib`
-   the run ends with a sentence. AOQ's terms and `offline.replace_random` stop here; random, shared and written negatives go on.
-2. *File descriptors.* Maps made by numpy keep one a file: a window of 80 shards met the limit of 1,024 that many systems set, and
-   so did the search in the vectors of 512 shards. The cache and the search now keep none (`tests/data/test_many_shards.py`).
-3. *Windows are read faster than they are used.* 500 steps take under one per cent of a window's pairs, and every window is read
-   whole. Raise `data.window_steps`, or lower `data.max_gib`: 399 negatives need no more than some thousand images.
-4. *Exact mining* takes days on one CPU thread. On 8 GPUs it takes minutes of operations, but every vector is read anew for each block
-   of 1,024 queries, from the page cache if the machine has the memory (`tagsds-mine --block-queries` trades memory for it).
-5. *Exact evaluation*, if the test split grew likewise: `score_matrix` holds all scores in one tensor on one device. Shortlist and
-   rerank saves the encoder's pairs, but its matcher makes the same matrix.
+1. *Offline candidates.* They number the whole split, which must be one bank (`check_whole`, `OfflineSource`): above
+   `data.max_gib` the run ends with a sentence. AOQ's terms and `offline.replace_random` stop here; random, shared and written
+   negatives go on.
+2. *File descriptors.* Maps made by numpy keep one a file: a window of 80 shards met the limit of 1,024 that many systems set,
+   and so did the search in the vectors of 512 shards. The cache and the search now keep none
+   (`tests/data/test_many_shards.py`).
+3. *Windows are read faster than they are used.* 500 steps take under one per cent of a window's pairs, and every window is
+   read whole. Raise `data.window_steps`, or lower `data.max_gib`: 399 negatives need no more than some thousand images.
+4. *Exact mining* takes days on one CPU thread. On 8 GPUs it takes minutes of operations, but every vector is read anew for
+   each block of 1,024 queries, from the page cache if the machine has the memory (`tagsds-mine --block-queries` trades memory
+   for it).
+5. *Exact evaluation*, if the test split grew likewise: `score_matrix` holds all scores in one tensor on one device. Shortlist
+   and rerank saves the encoder's pairs, but its matcher makes the same matrix.
 
 **10 million**:
 
@@ -185,16 +189,19 @@ GPU, disks that read 2 GB/s a node. Measured elsewhere: 1e7 pairs a second of mi
 **100 million**:
 
 1. *Disk*: shards, and a cache as large again (`data.cache=none` saves it, and tokenises each window when it is read).
-2. *Lookups*: the cache hashed the list of the whole split for each shard of a window (65 ms each at 100,000 shards), and a window drew
-   a permutation of all shards for each of its own. Both are done once now. Each process parses the manifest (0.4 to 1 s).
-3. *Files*: 200,000 shards in one folder, and 14 files of the cache for each: inodes, and a `glob` of the cache's folder at each build.
-4. *Mapped areas*: a process may have 65,530 (`vm.max_map_count`), so a window may have about 4,600 shards; at 64 GiB it has 900.
-5. *int32*: candidates number captions and images; 500 million captions fit. From 2,147,483,648 on, `tagsds-mine` refuses: the numbers
-   would have turned negative, which stands for "none". Offsets of tokens, regions and strings are int64 everywhere; `cu_seqlens` of
-   the flash kernels are int32, over the tokens of one forward.
+2. *Lookups*: the cache hashed the list of the whole split for each shard of a window (65 ms each at 100,000 shards), and a
+   window drew a permutation of all shards for each of its own. Both are done once now. Each process parses the manifest (0.4
+   to 1 s).
+3. *Files*: 200,000 shards in one folder, and 14 files of the cache for each: inodes, and a `glob` of the cache's folder at
+   each build.
+4. *Mapped areas*: a process may have 65,530 (`vm.max_map_count`), so a window may have about 4,600 shards; at 64 GiB it has
+   900.
+5. *int32*: candidates number captions and images; 500 million captions fit. From 2,147,483,648 on, `tagsds-mine` refuses: the
+   numbers would have turned negative, which stands for "none". Offsets of tokens, regions and strings are int64 everywhere;
+   `cu_seqlens` of the flash kernels are int32, over the tokens of one forward.
 
-What does not grow with the corpus: a step's memory beyond the bank, checkpoints, exports, validation on the first dev images, the
-draws of negatives (from the window), resuming.
+What does not grow with the corpus: a step's memory beyond the bank, checkpoints, exports, validation on the first dev images,
+the draws of negatives (from the window), resuming.
 """
 
 
