@@ -53,10 +53,11 @@ def gradient_bytes(ds: dict[str, Any]) -> int:
     return weight_bytes(ds) if given is None else 4 if given == "fp32" else 2
 
 
-def state_parts(parameters: Parameters, ds: dict[str, Any], machine: Machine) -> list[Part]:
+def state_parts(parameters: Parameters, ds: dict[str, Any], machine: Machine, recomputed: bool) -> list[Part]:
     """Weights, gradients, optimiser, buffers.
 
-    weights     w (P + Q); stage 3: divided by N, and at a time a prefetch bucket and the largest module gathered, in w
+    weights     w (P + Q); stage 3: divided by N, and at a time a prefetch bucket and the largest module gathered, in w; and where
+                layers are not recomputed, w (P + Q) once more: the graph keeps what a layer's products have read until backward
     gradients   stage 0: w P; stage 1: w P where micro-batches are summed, and in bf16 with sums in fp32 4 P besides, for good; else
                 g P / N, which stage 3 keeps for good. What is not yet reduced lies in the buckets
     master      4 P / N: DeepSpeed keeps it in fp32 as well; stage 0: none in fp32, 4 P in fp16
@@ -98,6 +99,8 @@ def state_parts(parameters: Parameters, ds: dict[str, Any], machine: Machine) ->
     if stage == 3:
         live = min(P + Q, int(zero.get("stage3_prefetch_bucket_size", 5e7)) + parameters.largest)
         parts.append(Part("gathered weights", w * live, at="backward", remedy="a smaller stage3_prefetch_bucket_size"))
+        if not recomputed:
+            parts.append(Part("gathered weights that the graph holds", w * (P + Q), at="backward", remedy=CHECKPOINTING))
     return parts
 
 
@@ -115,26 +118,27 @@ class Encoder:
 
     @property
     def mask(self) -> int:
-        """m, bytes of a number of a dropout mask; 0 without dropout."""
-        return (self.w if self.device == "cpu" else 1) if self.dropout or self.attention_dropout else 0
+        """m, bytes of a number of a mask of the states' dropout; 0 without."""
+        return (self.w if self.device == "cpu" else 1) if self.dropout else 0
 
     def layer(self, tokens: float, padded: float, squares: float) -> float:
         """What one layer keeps for backward, with `tokens` in the stream, `padded` with the padding of the attention, and the sum
         of the squared (padded) lengths `squares`:
 
             w H tokens (5 + 2 F / H)    input, attention's sum, three inputs of LayerNorm and feed-forward, twice F inside it
-            w H padded 3                queries, keys, values
             m H tokens 2                two dropout masks, of one byte a number on a GPU and w on a CPU
-            A squares (2 w + m)         softmax, its dropout mask and result: only with attention dropout on a CPU; fused kernels
-                                        keep w H padded in its place, their own result
+            w H padded 4                queries, keys, values, and the fused kernel's result
+            or, with attention dropout on a CPU, which then computes in fp32 step by step:
+            4 H padded 3 + 12 A squares queries, keys, values; softmax, its dropout mask and result
 
-        Korthikanti et al. have s b h (34 + 5 a s / h) for w = 2, m = 1 and F = 4 H: the same sum, without padding.
+        Korthikanti et al. have s b h (34 + 5 a s / h) for w = 2, m = 1 and F = 4 H: without padding, the same sum but for the fused
+        kernel, which keeps no softmax and whose padded result is counted here (2 s b h).
         """
         H, F, A, w, m = self.sizes.hidden, self.sizes.intermediate, self.sizes.heads, self.w, self.mask
-        out = w * H * tokens * (5 + 2 * F / H) + w * H * padded * 3 + m * H * tokens * 2 * bool(self.dropout)
+        out = w * H * tokens * (5 + 2 * F / H) + m * H * tokens * 2
         if self.device == "cpu" and self.attention_dropout:
-            return out + A * squares * (2 * w + m)
-        return out + w * H * padded
+            return out + 4 * H * padded * 3 + 12 * A * squares
+        return out + w * H * padded * 4
 
     def trained(self, forward: Forward, corpus: Corpus) -> float:
         """The forward with a gradient: l layers, the last one with q for the kept positions; or w H tokens a layer and one whole
@@ -144,7 +148,7 @@ class Encoder:
         tokens, padded = forward.pairs * corpus.tokens, forward.pairs * corpus.longest
         squares = forward.pairs * corpus.longest**2
         pieces, regions = forward.texts * corpus.pieces, forward.images * corpus.regions_of_image
-        tables = w * H * (5 * pieces + 7 * regions) + self.mask * H * (pieces + regions) * bool(self.dropout)
+        tables = w * H * (5 * pieces + 7 * regions) + self.mask * H * (pieces + regions)
         tables += (w + 2) * corpus.feature_dim * regions
         keep = min(forward.keep, tokens)
         last = self.layer(keep, padded, squares * min(1.0, keep / max(tokens, 1))) + w * H * tokens * 2

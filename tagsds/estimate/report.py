@@ -80,7 +80,7 @@ def compute(config: RunConfig, manifest: Manifest, ds_file: Path | str, machine:
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     largest = max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
     parameters = Parameters(sum(n for n, on in counts if on), sum(n for n, on in counts if not on), largest)
-    memory = state_parts(parameters, ds, machine)
+    memory = state_parts(parameters, ds, machine, config.batch.activation_checkpointing)
     w = weight_bytes(ds)
     if kind.trains == "encoder":
         c = model.config
