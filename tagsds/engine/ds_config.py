@@ -45,7 +45,7 @@ def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu:
         raise UserError(f"{path}: bf16 at ZeRO stage 0 runs one optimiser step late in DeepSpeed; use stage 1 or above.")
     sums = ds.get("data_types", {}).get("grad_accum_dtype")
     if ds.get("bf16", {}).get("enabled") and (zero_stage(ds), sums, offloads(ds)) == (1, "fp32", False):
-        if config.batch.accumulation > 1:  # with 2 micro-batches, DeepSpeed 0.19.8 moves the weights a fifth too far there
+        if config.batch.accumulation > 1:  # DeepSpeed 0.19.8: 2 micro-batches move the weights 16 % too far there
             raise UserError(f"{path}: bf16 at ZeRO stage 1 sums micro-batches wrongly in DeepSpeed; use stage 2 or 3.")
     if offloads(ds) and zero_stage(ds) == 0:
         raise UserError(f"{path}: offload_optimizer means nothing at ZeRO stage 0; use stage 1 or above, or take it out.")

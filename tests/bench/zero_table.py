@@ -145,11 +145,11 @@ Written by `python -m tests.bench.zero_table`. DeepSpeed 0.19.8, torch {torch}.
 ## Which combinations run
 
 Each row holds with one and with several micro-batches, and with and without `batch.activation_checkpointing`, unless it says
-otherwise. "runs" means, for two optimiser steps of TAGS-DC on two ranks: in fp32, losses and weights are those of the plain run (ZeRO
-0, nothing recomputed) to a relative 1e-5; in bf16, losses are those of fp32 to 3 %, and weights those of ZeRO 2 in bf16 to 1e-3 (a
-rounded score may choose another hard negative than fp32's). Of weights, relative to the way that they have come.
-`tests/distributed/test_combinations.py` runs every such cell and holds every refusal; its GPU part is skipped without a GPU. No GPU was
-at hand: "not tried here".
+otherwise. "runs" means, for two optimiser steps of TAGS-DC on two ranks: in fp32, losses and weights are those of the plain
+run (ZeRO 0, nothing recomputed) to a relative 1e-5; in bf16, losses are those of fp32 to 3 %, and weights those of ZeRO 2 in
+bf16 to 1e-3 (a rounded score may choose another hard negative than fp32's). Of weights, relative to the way that they have
+come. `tests/distributed/test_combinations.py` runs every such cell and holds every refusal; its GPU part is skipped without a
+GPU. No GPU was at hand: "not tried here".
 
 {combinations}
 
@@ -162,11 +162,11 @@ within it. On a CPU, what is offloaded is counted with the rest.
 {memory}
 
 The estimate is off by {rest} at rest, and by {most} at most. At rest it is a sum of exact terms. At most it adds activations,
-which are exact for a layer without padding (tests/test_estimate.py), but here come from mean lengths, padding from the longest text
-and image, all refills left by the filters, and phases that need not fall together; temporary results inside backward are not in it.
-Two terms were found by these very measurements: what the graph holds at ZeRO 3, and the fp32 attention of bf16 on a CPU; so the
-agreement of those rows is not a prediction. On a GPU nothing has been measured, and what an allocator leaves unused between blocks is
-not in the estimate.
+which are exact for a layer without padding (tests/test_estimate.py), but here come from mean lengths, padding from the
+longest text and image, all refills left by the filters, and phases that need not fall together; temporary results inside
+backward are not in it. Two terms were found by these very measurements: what the graph holds at ZeRO 3, and the fp32
+attention of bf16 on a CPU; so the agreement of those rows is not a prediction. On a GPU nothing has been measured, and what
+an allocator leaves unused between blocks is not in the estimate.
 """
 
 

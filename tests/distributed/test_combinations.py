@@ -1,9 +1,9 @@
 """ZeRO stage x offload x precision x accumulation x activation checkpointing: each combination that a CPU can run trains TAGS-DC on
 two ranks to the numbers of the plain run with as many micro-batches; each that it cannot is refused with one sentence.
 
-fp32: losses and weights are those of ZeRO 0. Half precision: losses are those of fp32 to 3 %; a rounded score may choose another hard
-negative, so that weights are held against those of ZeRO 2 in the same precision. Errors of a loss are relative; the distance of the
-weights is relative to the way that they have come.
+fp32: losses and weights are those of ZeRO 0. Half precision: losses are those of fp32 to 3 %; a rounded score may choose
+another hard negative, so that weights are held against those of ZeRO 2 in the same precision. Errors of a loss are relative;
+the distance of the weights is relative to the way that they have come.
 """
 
 from __future__ import annotations
