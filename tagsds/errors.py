@@ -20,7 +20,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}."
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception of a library says, cut to fit into a sentence."""
     lines = str(error).strip().splitlines()
     return (lines[0].strip().rstrip(".:")[:200] if lines else "") or type(error).__name__
