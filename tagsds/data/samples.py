@@ -84,11 +84,11 @@ def problem_of_caption(caption: Any, pieces: int) -> str | None:
         if ids is None:
             ranges = span.get("chars") if type(span) is dict else None
             if type(ranges) is not list or not all(is_range(pair, len(caption["text"])) for pair in ranges):
-                return "a span does not lie within the text"
+                return "a span lies outside the caption"
         else:
             places = span.get("pieces") if type(span) is dict else None
             if type(places) is not list or not all(type(i) is int and 0 <= i < len(ids) for i in places):
-                return "a span does not lie within the ids"
+                return "a span lies outside the ids"
     return None
 
 

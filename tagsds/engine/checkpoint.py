@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tagsds.engine.state import TrainState
 from tagsds.engine.weights import fill, fresh_copy, whole_state
 from tagsds.errors import UserError
-from tagsds.files import write_json, write_text
+from tagsds.files import write_checksums, write_json, write_text
 from tagsds.models.card import Card
 from tagsds.ranks import World
 
@@ -72,6 +72,7 @@ def export(
         whole.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         card().write(temporary)
+        write_checksums(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     world.wait()
