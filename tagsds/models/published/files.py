@@ -55,7 +55,12 @@ def read_published(path: Path) -> Published:
             return Published(path, load_file(path))
         except Exception as error:  # the library raises its own kinds for a broken file
             raise UserError(f"{path} is no whole safetensors file ({first_line(error)}); copy it again.") from error
-    return unwrap(path, _load(path))
+    published = unwrap(path, _load(path))
+    size = path.stat().st_size
+    for key, value in published.tensors.items():
+        if value.numel() * value.element_size() > size:  # strides of zero stand for more values than the file has
+            raise UserError(f"{key} in {path} claims {value.numel()} values, more than the file holds; copy it again.")
+    return published
 
 
 def _load(path: Path) -> Any:
