@@ -48,6 +48,8 @@ def wordpiece_tokenizer(name: str) -> PreTrainedTokenizerFast:
             raise UserError(
                 f"{name} is no BERT vocabulary: it lacks {', '.join(missing)}; give a vocab.txt of WordPieces."
             )
+        if len(set(vocabulary)) < len(vocabulary):
+            raise UserError(f"{name} names a piece twice; copy it again, or give another vocab.txt.")
         return build_tokenizer(vocabulary)
     if path.is_dir() and not any(path.glob("*")):
         raise UserError(f"tokenizer '{name}' is neither a file nor a folder nor a known name; give a vocab.txt.")

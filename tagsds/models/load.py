@@ -57,6 +57,9 @@ def read_config(folder: Path) -> Any:
     for name, found in vars(config).items():
         if type(defaults.get(name)) in (int, float, str, bool) and not is_like(found, defaults[name]):
             raise UserError(f"{folder / 'config.json'} has {name} {str(found)[:60]!r}, which cannot be; {COPY_AGAIN}.")
+    if isinstance(config, UniterConfig) and (not config.num_attention_heads or config.hidden_size % config.num_attention_heads):
+        heads = f"hidden_size {config.hidden_size} for {config.num_attention_heads} attention heads"
+        raise UserError(f"{folder / 'config.json'} has {heads}, which cannot be; {COPY_AGAIN}.")
     return config
 
 

@@ -304,33 +304,26 @@ def make_published(folder: Path) -> None:
     state = published_uniter.state_dict(width=64, vocab=12, inner=16, region_dim=6)
     torch.save(state, folder / "uniter.pt")
     torch.save(state, folder / "uniter.pth", _use_new_zipfile_serialization=False)
-    save_file(state, folder / "uniter.safetensors")
+    save_file({name: value.clone() for name, value in state.items()}, folder / "uniter.safetensors")
     torch.save(published_matchers.checkpoint("vsrn"), folder / "vsrn.pt")
     torch.save(published_matchers.checkpoint("scan"), folder / "scan.pth", _use_new_zipfile_serialization=False)
 
 
 def load_published(folder: Path) -> Any:
-    """tagsds-convert, from each file to a folder."""
+    """tagsds-convert, from each file to a folder. A file with the bytes of an earlier case is not converted again."""
+    beside = folder.parent / "converted.json"
+    known = json.loads(beside.read_text()) if beside.is_file() else {}
     found = {}
     for name in PUBLISHED:
-        out = folder.parent / "converted"
-        shutil.rmtree(out, ignore_errors=True)
-        if untouched(folder / name):
-            continue
-        convert([str(folder / name), "--out", str(out)])
-        found[name] = load_model(out).state_dict()
+        path, out = folder / name, folder.parent / "converted"
+        key = f"{name} {sha256_of(path)}" if path.is_file() else ""
+        if key not in known:
+            shutil.rmtree(out, ignore_errors=True)
+            convert([str(path), "--out", str(out)])
+            known[key] = digest(load_model(out).state_dict())
+        found[name] = known[key]
+    beside.write_text(json.dumps(known))
     return found
-
-
-def untouched(path: Path) -> bool:
-    """Whether the file is the one that was made: converting it again would say nothing new."""
-    beside = path.parent.parent / f"sha256-{path.name}"
-    if not path.is_file():
-        return False
-    now = sha256_of(path)
-    if not beside.is_file():
-        beside.write_text(now)
-    return beside.read_text() == now
 
 
 def make_words(folder: Path) -> None:
