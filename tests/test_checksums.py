@@ -1,4 +1,4 @@
-"""Checksums of exports and of a corpus's tokenizer: every change of a file is named, with the remedy; older folders load as before."""
+"""Checksums of exports and of a corpus's tokenizer: every changed file is named, with the remedy; older folders load as before."""
 
 from __future__ import annotations
 

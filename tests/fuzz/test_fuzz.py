@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from tests.fuzz import damage, run
+from tests.fuzz import commands, damage, run
 
 
 @pytest.mark.slow
@@ -90,3 +90,8 @@ def test_what_is_a_failure(monkeypatch, tmp_path):
         assert case(hides_memory) == "memory"
     finally:
         signal.signal(signal.SIGPROF, before)
+
+
+def test_no_command_shows_a_traceback(tmp_path):
+    counts, bad = commands.run_all(tmp_path, 24, 0)
+    assert bad == [] and counts.total() == 24
