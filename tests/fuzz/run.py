@@ -172,6 +172,7 @@ def worker(options: argparse.Namespace) -> None:
     """Run cases start..count - 1; a line of JSON at the beginning and at the end of each."""
     signal.signal(signal.SIGPROF, alarmed)
     out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what native code prints goes elsewhere
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         bench = Bench(Path(place))
         for number in range(options.start, options.count):
