@@ -95,7 +95,7 @@ def _merged(path: Path, overrides: list[str]) -> RunConfig:
         try:
             layers.append((OmegaConf.from_dotlist([text]), COMMAND_LINE))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"'{text}' on the command line cannot be read: {' '.join(str(error).split())}") from error
+            raise UserError(f"'{text}' on the command line cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from error
     kinds = _matcher_kinds(layers)
     schema.matcher = MATCHERS[kinds[-1]].settings
     known = schema.copy()
@@ -106,7 +106,7 @@ def _merged(path: Path, overrides: list[str]) -> RunConfig:
         try:
             schema = OmegaConf.merge(schema, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{where}: {error.full_key}: {first_line(error)}.") from error
     config = OmegaConf.to_object(schema)
     assert isinstance(config, RunConfig)
     return config

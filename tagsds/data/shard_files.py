@@ -28,14 +28,19 @@ def check_shard(folder: Path, shard: dict[str, Any], checksum: bool = True) -> P
     return path
 
 
+LARGEST_NAME = 1 << 16  # bytes of a header that names the next member, or gives its times
+BEFORE_MEMBERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
 class _Header(tarfile.TarInfo):
-    """A member's header. One with a negative size would send the reader back for ever, and a sparse file may be far larger than the
-    tar that holds it: neither occurs in a shard."""
+    """A member's header. One with a negative size would send the reader back for ever, a sparse file may be far larger than the tar
+    that holds it, and memory is taken for as many bytes as a header of BEFORE_MEMBERS claims: none of that occurs in a shard."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
         found = super().frombuf(buf, encoding, errors)
-        if found.size < 0 or found.type == tarfile.GNUTYPE_SPARSE:
+        large = found.type in BEFORE_MEMBERS and found.size > LARGEST_NAME
+        if found.size < 0 or large or found.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError(f"a member of {found.size} bytes and type {found.type!r}")
         return found
 
@@ -44,9 +49,10 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each regular file in an uncompressed tar, in order. UserError for whatever is no such tar. Damage to a
     later header may end the tar early without an error: compare the counts."""
     try:
+        total = path.stat().st_size
         with tarfile.open(path, "r:", tarinfo=_Header) as tar:
             for info in tar:
-                if info.size < 0 or info.sparse is not None:
+                if info.size < 0 or info.sparse is not None or (info.isreg() and info.offset_data + info.size > total):
                     raise tarfile.ReadError(f"member {info.name[:80]!r} has {info.size} bytes")
                 if info.isreg():
                     stream = tar.extractfile(info)
