@@ -8,7 +8,7 @@ from typing import Any
 from tagsds.config import RunConfig
 from tagsds.errors import UserError
 from tagsds.formats.shape import Any as AnyValue
-from tagsds.formats.shape import Count, Of, read_object
+from tagsds.formats.shape import Count, Of, read_object, shown
 
 HALF = {"enabled?": Of(bool)}
 SHAPE = {
@@ -37,7 +37,7 @@ def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu:
     for key, (owner, value) in owned.items():
         given = ds.get(key, "auto")
         if given != "auto" and given != value:
-            raise UserError(f'{path}: {key} is {given}, but the recipe owns it ({owner} = {value}); write "auto" there.')
+            raise UserError(f'{path}: {key} is {shown(given)}, but the recipe owns it ({owner} = {value}); write "auto" there.')
         ds[key] = value
     for key in ("optimizer", "scheduler"):
         if key in ds:
