@@ -138,7 +138,7 @@ def build_engine(objective: nn.Module, optimiser: torch.optim.Optimizer, ds: dic
         engine, *_ = deepspeed.initialize(model=objective, optimizer=optimiser, config=ds, dist_init_required=False)
     except (ValidationError, DeepSpeedConfigError) as error:
         why = " ".join(str(error).split())[:300].rstrip(".")
-        raise UserError(f"DeepSpeed refuses a value of --deepspeed_config ({why}); correct it, or take one of ds_configs/.") from error
+        raise UserError(f"DeepSpeed refuses a value of --deepspeed_config ({why}); correct it.") from error
     return engine
 
 
