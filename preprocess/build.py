@@ -24,7 +24,7 @@ from preprocess.spans import SpanFinder, resolve
 from preprocess.tokenizer import get_tokenizer
 from tagsds.errors import UserError, nearest
 from tagsds.files import atomic, sha256_of, write_json
-from tagsds.formats.manifest import FORMAT, VERSION
+from tagsds.formats.manifest import FORMAT, VERSION, files_of_tokenizer
 
 SPLIT_TOTALS = ("images", "captions", "regions", "max_caption_pieces")
 PACKER_VERSION = "0.1.0"
@@ -148,7 +148,7 @@ def pack_corpus(source: Source, options: PackOptions, out: Path) -> bool:
             done[job.file] = entry
             bar.update(len(job.keys))
     edits = write_edits(source, splits, out)
-    write_json(out / "manifest.json", manifest(source, options, identity, jobs, done, vocab_size, edits))
+    write_json(out / "manifest.json", manifest(source, identity, jobs, done, tokenizer_facts(out, vocab_size), edits))
     shutil.rmtree(out / JOURNAL)
     return True
 
@@ -203,14 +203,13 @@ def write_edits(source: Source, splits: dict[str, list[str]], out: Path) -> dict
     return written
 
 
+def tokenizer_facts(out: Path, vocab_size: int) -> dict:
+    """What the manifest says of the tokenizer beside the shards."""
+    return {"tokenizer": "tokenizer", "vocab_size": vocab_size, "tokenizer_files": files_of_tokenizer(out / "tokenizer")}
+
+
 def manifest(
-    source: Source,
-    options: PackOptions,
-    identity: dict,
-    jobs: list[Job],
-    done: dict[str, ShardEntry],
-    vocab_size: int,
-    edits: dict,
+    source: Source, identity: dict, jobs: list[Job], done: dict[str, ShardEntry], tokenizer: dict, edits: dict
 ) -> dict:
     """The contents of manifest.json."""
     splits: dict[str, dict] = {}
@@ -234,8 +233,7 @@ def manifest(
         "imported_ids": source.imported_ids,
         "max_regions": max(entry.max_regions for entry in entries),
         "max_caption_pieces": max(entry.max_pieces for entry in entries),
-        "tokenizer": "tokenizer",
-        "vocab_size": vocab_size,
+        **tokenizer,
         "splits": splits,
         "edits": edits,
         "captions_truncated": sum(entry.truncated for entry in entries),

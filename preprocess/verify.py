@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from preprocess.records import SPAN_KINDS
 from preprocess.shards import piece_problem, span_problem
+from tagsds.data.samples import problem_of_caption
+from tagsds.data.shard_files import read_members
+from tagsds.data.vocabulary import corpus_tokenizer
 from tagsds.errors import UserError
-from tagsds.files import sha256_of
-from tagsds.formats.manifest import FORMAT, VERSION
+from tagsds.files import is_file, parse_json, parse_npy, sha256_of
+from tagsds.formats.manifest import manifest_object, read_manifest
 
 AGAIN = "pack again with --overwrite, or copy the file again"
 NEEDED = ("regions.npy", "captions.json")
@@ -28,7 +27,7 @@ SUM_TOLERANCE = 0.02  # of a row of float16 soft labels that should sum to 1
 def verify_corpus(out: Path) -> str:
     """Check everything; a sentence with the counts, or UserError."""
     manifest = checked_manifest(out)
-    tokenizer = _tokenizer(out, manifest)
+    tokenizer = corpus_tokenizer(read_manifest(out))
     seen: set[str] = set()
     most_regions = most_pieces = 0
     totals = []
@@ -76,29 +75,12 @@ def checked_manifest(out: Path) -> dict:
         raise UserError(
             f"{path} does not exist, so the corpus is unfinished; run the tagsds-pack command that made it again."
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON; {AGAIN}.") from error
-    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise UserError(f"{path} is no manifest of {FORMAT} version {VERSION}; {AGAIN}.")
-    return manifest
-
-
-def _tokenizer(out: Path, manifest: dict) -> PreTrainedTokenizerFast:
-    folder = out / manifest["tokenizer"]
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no tokenizer that loads; {AGAIN}.") from error
-    if len(tokenizer) != manifest["vocab_size"]:
-        raise UserError(f"{folder} has {len(tokenizer)} pieces, the manifest says {manifest['vocab_size']}; {AGAIN}.")
-    return tokenizer
+    return manifest_object(out)
 
 
 def _check_file(path: Path, shard: dict) -> None:
     """Existence, length and checksum of a shard."""
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path} is missing; {AGAIN}.")
     size = path.stat().st_size
     if size != shard["bytes"]:
@@ -112,18 +94,15 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each sample of a tar, in order."""
     key: str | None = None
     members: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                stem, _, name = info.name.partition(".")
-                if stem != key:
-                    if key is not None:
-                        yield key, members
-                    key, members = stem, {}
-                stream = tar.extractfile(info)
-                members[name] = stream.read() if stream else b""
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is no tar that can be read ({error}); {AGAIN}.") from error
+    for file, data in read_members(path):
+        stem, _, name = file.partition(".")
+        if stem != key:
+            if key is not None:
+                yield key, members
+            key, members = stem, {}
+        if name in members:
+            raise UserError(f"{path}: image {stem} has {name} twice; {AGAIN}.")
+        members[name] = data
     if key is not None:
         yield key, members
 
@@ -167,32 +146,40 @@ def check_sample(where: str, members: dict[str, bytes], manifest: dict) -> tuple
 
 def _load(where: str, name: str, data: bytes) -> np.ndarray:
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = parse_npy(data)
+    except ValueError as error:
         raise UserError(f"{where}: {name} is no array that can be read; {AGAIN}.") from error
+    if array.ndim == 0:
+        raise UserError(f"{where}: {name} is a single number; {AGAIN}.")
+    return array
 
 
 def _captions(where: str, data: bytes, manifest: dict) -> list[dict]:
     imported = manifest.get("imported_ids", False)
-    try:
-        captions = json.loads(data)
-        for caption in captions:
-            problem = span_problem(caption["text"], caption["spans"])
-            if imported != ("ids" in caption):
-                problem = f"ids are {'missing' if imported else 'there'} against the manifest"
-            elif imported:
-                problem = piece_problem(caption["ids"], caption["spans"], manifest["vocab_size"])
-            elif any("chars" not in span for span in caption["spans"]):
-                problem = "a span has no chars"
-            if any(span["kind"] not in SPAN_KINDS for span in caption["spans"]):
-                problem = "a span has an unknown kind"
-            if problem is not None or not isinstance(caption["id"], str):
-                raise UserError(f"{where}: caption {caption['id']}: {problem or 'the id is no string'}; {AGAIN}.")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: captions.json does not hold id, text and spans; {AGAIN}.") from error
+    captions = parse_json(data, f"{where}: captions.json", AGAIN)
+    if not isinstance(captions, list):
+        raise UserError(f"{where}: captions.json is no list; {AGAIN}.")
+    for number, caption in enumerate(captions):
+        problem = problem_of_caption(caption, manifest["vocab_size"]) or _problem(caption, imported, manifest["vocab_size"])
+        if problem is not None:
+            name = caption.get("id", number) if isinstance(caption, dict) else number
+            raise UserError(f"{where}: caption {str(name)[:80]}: {problem}; {AGAIN}.")
     if not captions:
         raise UserError(f"{where} has no captions; {AGAIN}.")
     return captions
+
+
+def _problem(caption: dict, imported: bool, vocab_size: int) -> str | None:
+    """What is wrong with a caption whose values have the right types."""
+    if type(caption.get("id")) is not str or "spans" not in caption:
+        return "the id is no string" if "spans" in caption else "it has no spans"
+    if imported != ("ids" in caption):
+        return f"ids are {'missing' if imported else 'there'} against the manifest"
+    if any(span.get("kind") not in SPAN_KINDS for span in caption["spans"]):
+        return "a span has an unknown kind"
+    if imported:
+        return piece_problem(caption["ids"], caption["spans"], vocab_size)
+    return span_problem(caption["text"], caption["spans"])
 
 
 def _compare(where: Path | str, found: dict, said: dict) -> None:

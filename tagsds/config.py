@@ -11,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tagsds.data.source import DataConfig
-from tagsds.errors import UserError, nearest
+from tagsds.errors import UserError, first_line, nearest
 from tagsds.evaluators.settings import ValidateConfig
+from tagsds.files import is_file
+from tagsds.formats.settings_file import read_settings
 from tagsds.losses.quintuplet import QuintupletConfig
 from tagsds.models.matchers import MATCHERS, MatcherSettings
 from tagsds.models.uniter.settings import ModelConfig
@@ -76,15 +78,25 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     path = Path(recipe) if recipe.endswith(".yaml") else RECIPES / f"{recipe}.yaml"
     if not path.is_file():
         raise UserError(f"no recipe '{recipe}': {nearest(recipe, recipe_names())}")
+    try:
+        config = _merged(path, overrides or [])
+    except OmegaConfBaseException as error:  # of an interpolation, wherever its value is looked at
+        raise UserError(f"{path}: {error.full_key}: {first_line(error)}.") from error
+    check(config)
+    return config
+
+
+def _merged(path: Path, overrides: list[str]) -> RunConfig:
+    """The recipe's layers and the command line over the defaults."""
     schema = OmegaConf.structured(RunConfig)
     layers = [*_with_parents(path), (OmegaConf.create({"recipe": path.stem}), str(path))]
-    for text in overrides or []:
+    for text in overrides:
         if "=" not in text:
             raise UserError(f"'{text}' on the command line is not of the form key=value.")
         try:
             layers.append((OmegaConf.from_dotlist([text]), COMMAND_LINE))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"'{text}' on the command line cannot be read: {' '.join(str(error).split())}") from error
+            raise UserError(f"'{text}' on the command line cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from error
     kinds = _matcher_kinds(layers)
     schema.matcher = MATCHERS[kinds[-1]].settings
     known = schema.copy()
@@ -95,28 +107,21 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
         try:
             schema = OmegaConf.merge(schema, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    try:
-        config = OmegaConf.to_object(schema)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{where}: {error.full_key}: {first_line(error)}.") from error
+    config = OmegaConf.to_object(schema)
     assert isinstance(config, RunConfig)
-    check(config)
     return config
 
 
-def _with_parents(path: Path) -> list[tuple[DictConfig, str]]:
+def _with_parents(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[DictConfig, str]]:
     """A recipe may name another as `base:`; the base's keys come first."""
-    try:
-        layer = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}, a recipe's base, does not exist; {nearest(path.stem, recipe_names())}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(layer, DictConfig):
-        raise UserError(f"{path} holds no mapping of keys to values.")
+    if not is_file(path):
+        raise UserError(f"{path}, a recipe's base, does not exist; {nearest(path.stem, recipe_names())}")
+    if path in seen:
+        raise UserError(f"{path} names itself as base, by way of {seen[-1]}; remove one of the two lines.")
+    layer = read_settings(path)
     base = layer.pop("base", None)
-    return [*(_with_parents(path.parent / f"{base}.yaml") if base else []), (layer, str(path))]
+    return [*(_with_parents(path.parent / f"{base}.yaml", (*seen, path)) if base else []), (layer, str(path))]
 
 
 def _check_keys(schema: Any, layer: Any, where: str, prefix: str = "") -> None:

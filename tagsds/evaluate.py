@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from tagsds.data.shards import load_bank
-from tagsds.data.vocabulary import load_tokenizer
+from tagsds.data.vocabulary import corpus_tokenizer
 from tagsds.errors import UserError
 from tagsds.evaluators import (
     EVALUATORS,
@@ -36,7 +36,7 @@ from tagsds.evaluators import (
 )  # fmt: skip
 from tagsds.formats.manifest import read_manifest
 from tagsds.formats.results import write_results
-from tagsds.models.card import record_recalls
+from tagsds.models.card import read_card, record_recalls
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.provenance import provenance
 from tagsds.ranks import World, run_command
@@ -103,6 +103,7 @@ def run(options: argparse.Namespace, world: World) -> None:
     if options.first is not None and options.first > there:
         raise UserError(f"--first {options.first} is more than the {there} images of '{options.split}'; lower it.")
     config = read_config(folder)
+    read_card(folder)  # a damaged one is named now, not when all is scored
     check_evaluators(evaluators, Plan(manifest, options.split, model_class(config), options.first, folder))
     check_data(config, folder, manifest)
     model = load_model(folder)
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace, world: World) -> None:
     bank, _ = load_bank(options.data, options.split, first, progress=world.is_main, classes=False)
     subject = Subject.of(
         model, bank.to(world.device), options.first, options.captions_per_image, world,
-        tokenizer=load_tokenizer(manifest.folder / "tokenizer"), dtype=DTYPES[options.dtype], max_tokens=options.max_tokens,
+        tokenizer=corpus_tokenizer(manifest), dtype=DTYPES[options.dtype], max_tokens=options.max_tokens,
         progress=True,
     )  # fmt: skip
     head = subject.pair_scorer.ready()

@@ -26,6 +26,8 @@ import torch
 
 from tagsds.config import load_config
 from tagsds.errors import UserError, command
+from tagsds.files import read_json
+from tagsds.formats.results import read_results
 from tagsds.prepare import different_settings
 from tagsds.reporting.table import comparison_table
 
@@ -131,14 +133,14 @@ class Experiment:
     def evaluate(self, run: Path, data: Path, arguments: list[str]) -> dict[str, Any]:
         results, asked = run / "results-test.json", run / "evaluated-test.json"  # with which arguments
         weights = run / "export" / "model.safetensors"
-        known = results.is_file() and asked.is_file() and json.loads(asked.read_text()) == arguments
+        known = results.is_file() and asked.is_file() and read_json(asked) == arguments
         if known and results.stat().st_mtime > weights.stat().st_mtime:
             say(f"reusing {results}")
         else:
             say(f"evaluating {run} on the test split")
             self.launch("tagsds/evaluate.py", ["--checkpoint", str(run), "--data", str(data), "--split", "test", *arguments])
             asked.write_text(json.dumps(arguments))
-        return json.loads(results.read_text())
+        return read_results(results)
 
     def launch(self, script: str, arguments: list[str]) -> None:
         """Through the deepspeed launcher, as a user would."""

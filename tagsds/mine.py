@@ -17,7 +17,6 @@ if not __package__:  # run as a file (`deepspeed tagsds/mine.py`): imports start
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from tagsds.data.shards import load_bank, load_shards
 from tagsds.errors import UserError
-from tagsds.files import sha256_of, write_json, write_npy
+from tagsds.files import check_exist, map_npy, read_json_object, sha256_of, write_json, write_npy
 from tagsds.formats.candidates import TABLES, check_numbers, join_tables, write_manifest
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
@@ -69,6 +68,7 @@ class Mining:
             self.say(f"'{options.split}' holds {self.captions} captions of {self.images} images: keeping {kept}")
         self.folder = options.output or Path(options.data) / "candidates" / home.resolve().name
         self.parts = self.folder / "parts"
+        check_exist([self.checkpoint / "model.safetensors"])
         self.settings = {
             "checkpoint_sha256": sha256_of(self.checkpoint / "model.safetensors"),
             "data_sha256": sha256_of(self.manifest.folder / "manifest.json"),
@@ -87,10 +87,7 @@ class Mining:
         begun = self.parts / "settings.json"
         for path in (whole, begun):
             if path.is_file():
-                try:
-                    found = json.loads(path.read_text())
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path} is not JSON ({error}); remove {self.folder} or name another --output.") from error
+                found = read_json_object(path, f"remove {self.folder} or name another --output")
                 for key, value in self._all_settings(path == begun).items():
                     if found.get(key) != value:
                         raise UserError(
@@ -120,7 +117,8 @@ class Mining:
         searched = time.perf_counter()
         if self.world.is_main:
             for name, rows, width in zip(TABLES, (self.images, self.captions), self.widths, strict=True):
-                join_tables(self.folder / f"{name}.npy", [self.part(name, a) for a, _ in self.blocks(rows)], rows, width)
+                parts = [self.part(name, start) for start, _ in self.blocks(rows)]
+                join_tables(self.folder / f"{name}.npy", parts, self.options.block_queries, rows, width)
             about = {"checkpoint": str(self.options.checkpoint), "checkpoint_sha256": self.settings["checkpoint_sha256"],
                      "backend": backend, "seconds": {"vectors": embedded - begin, "search": searched - embedded},
                      "ranks": self.world.size, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
@@ -161,7 +159,10 @@ class Mining:
                 write_npy(name, array.cpu().numpy())
         self.world.wait()
         shards = range(len(self.shards))
-        owners = np.concatenate([np.load(self.part("owner", n), allow_pickle=False) for n in shards])
+        again, counted = f"remove {self.parts} and run the command again", [shard["captions"] for shard in self.shards]
+        owners = np.concatenate([map_npy(self.part("owner", n), np.int64, (counted[n],), again) for n in shards])
+        if not 0 <= int(owners.min()) <= int(owners.max()) < self.images:
+            raise UserError(f"{self.parts} numbers images of which the split has none; {again}.")
         images = Stored([self.part("image", n) for n in shards], torch.arange(self.images, device=self.device), self.device)
         owner = torch.from_numpy(owners).to(self.device)
         return images, Stored([self.part("caption", n) for n in shards], owner, self.device)

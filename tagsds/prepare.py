@@ -15,6 +15,7 @@ from tagsds.data.vocabulary import Vocabulary
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
 from tagsds.formats.manifest import Manifest
+from tagsds.formats.settings_file import read_settings
 from tagsds.models import UniterModel
 from tagsds.models.build import Start, build_encoder, build_matcher
 from tagsds.models.card import Card
@@ -22,6 +23,7 @@ from tagsds.models.matchers import Matcher
 from tagsds.objectives import OBJECTIVES
 from tagsds.ranks import World
 
+RESTORE = "restore it, or name another --output"
 BUILDERS: dict[str, Callable[[RunConfig, Start], UniterModel | Matcher]] = {  # by what an objective `trains`
     "encoder": lambda config, start: build_encoder(config.model, start, OBJECTIVES[config.objective].needs_classes(config)),
     "matcher": lambda config, start: build_matcher(config.matcher, start),
@@ -68,7 +70,7 @@ def different_settings(saved: Path, config: RunConfig) -> list[str]:
     default, before, now = (
         flat(value)
         for value in (
-            as_dict(RunConfig(matcher=type(config.matcher)())), OmegaConf.to_container(OmegaConf.load(saved)), as_dict(config)
+            as_dict(RunConfig(matcher=type(config.matcher)())), saved_settings(saved), as_dict(config)
         )
     )
     before = default | before
@@ -91,8 +93,24 @@ def batch_size(config: RunConfig, bank: Bank, resumed: Path | None = None) -> in
         return config.batch.pairs
     saved = resumed / "config.yaml" if resumed else None
     if saved and saved.is_file():
-        return int(OmegaConf.load(saved).batch.pairs)
+        return pairs_of(saved)
     return max(1, int(config.batch.tokens / tokens_of_pair(bank)))
+
+
+def pairs_of(saved: Path) -> int:
+    """`batch.pairs` of a run's config.yaml."""
+    group = saved_settings(saved).get("batch")
+    pairs = group.get("pairs") if isinstance(group, dict) else None
+    if not isinstance(pairs, int) or pairs < 1:
+        raise UserError(f"{saved} has no batch.pairs of at least 1; {RESTORE}.")
+    return pairs
+
+
+def saved_settings(saved: Path) -> dict[str, Any]:
+    """A run's config.yaml as plain values."""
+    plain = OmegaConf.to_container(read_settings(saved, RESTORE))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def tokens_of_pair(bank: Bank) -> float:

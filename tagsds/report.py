@@ -14,18 +14,23 @@ if not __package__:  # run as a file: imports start at the repository
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
-from tagsds.errors import UserError, command
+from tagsds.errors import UserError, command, first_line
 from tagsds.files import write_text
 from tagsds.reporting import plots, sections
 from tagsds.reporting.pictures import data_uri, find_pictures
 from tagsds.reporting.runs import Run, data_folder, read_runs
 
+ORDINARY = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, TemplateError)
+"""what a value of another shape leads to where it is shown"""
+EMPTY: dict[str, Any] = {"results": [], "examples": {}, "log": {}, "config": {}}
+NO_PICTURES = Path(os.devnull)
 MOST_NEGATIVES = 6  # captions whose written negatives are shown, a run
 MOST_WRITTEN = 6  # sentences of each
 
@@ -87,7 +92,7 @@ def collect_pictures(runs: Sequence[Run], data: Path | None) -> dict[str, str]:
     splits: dict[Path, list[str]] = {}
     for run in runs:
         folder = data or data_folder(run)
-        if folder is None:
+        if folder is None or folder == NO_PICTURES:
             continue
         wanted = keys.setdefault(folder, {})
         for result in run.results:
@@ -134,8 +139,37 @@ def write_report(folders: Sequence[Path], output: Path, data: Path | None = None
     """Read the runs and write the page; nothing is written where a run cannot be read."""
     if data is not None and not (data / "manifest.json").is_file():
         raise UserError(f"--data {data} holds no manifest.json; give a folder of packed shards.")
-    page = render(read_runs(list(folders)), data)
+    runs = read_runs(list(folders))
+    try:
+        page = render(runs, data)
+    except ORDINARY as error:
+        raise damaged(runs, error) from error
     write_text(output, page)
+
+
+def damaged(runs: Sequence[Run], error: Exception) -> UserError:
+    """Names the file whose contents cannot be shown: the one of which alone no page can be made either."""
+    parts = [
+        (run.folder / name, replace(run, **dict(EMPTY, **{kind: value})))
+        for run in runs
+        for kind, files in {"results": run.results, "examples": [run.examples], "log": [run.log], "config": [run.config]}.items()
+        for name, value in named(run, kind, files)
+    ]
+    for path, part in parts:
+        try:
+            render([part], NO_PICTURES)
+        except ORDINARY as found:
+            return UserError(f"{path} holds values that cannot be shown ({first_line(found)}); make it again, or move it away.")
+    names = ", ".join(str(run.folder) for run in runs)
+    return UserError(f"a page of {names} cannot be made ({first_line(error)}); leave one of them out.")
+
+
+def named(run: Run, kind: str, values: list[Any]) -> list[tuple[str, Any]]:
+    """File name and value of each file of a kind, as fields of a Run have them."""
+    if kind == "results":
+        files = [path.name for path in sorted(run.folder.glob("results-*.json"))]
+        return [(name, [value]) for name, value in zip(files, values)]
+    return [({"examples": "examples.json", "log": "log.jsonl", "config": "config.yaml"}[kind], values[0])]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

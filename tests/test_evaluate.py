@@ -227,7 +227,7 @@ def test_bad_checkpoint_folders(corpus, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert "model_type 'bert'" in fails(capsys, "--checkpoint", tmp_path, "--data", corpus)
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in fails(capsys, "--checkpoint", tmp_path, "--data", corpus)
+    assert "is not valid JSON" in fails(capsys, "--checkpoint", tmp_path, "--data", corpus)
 
 
 def test_bad_options(corpus, run_folder, tmp_path, capsys):

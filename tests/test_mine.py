@@ -176,5 +176,9 @@ def test_a_broken_checkpoint(world, tmp_path, capsys):
     with torch.no_grad():
         next(iter(model.parameters())).fill_(torch.nan)
     model.save_pretrained(tmp_path / "run" / "export")
-    message = fails(capsys, "--checkpoint", tmp_path / "run", "--data", world, "--output", tmp_path / "c")
-    assert "gives NaN or infinity on train-000000.tar" in message
+    arguments = ["--checkpoint", tmp_path / "run", "--data", world, "--output", tmp_path / "c"]
+    assert "model.safetensors holds NaN or infinity" in fails(capsys, *arguments)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(3e38)  # finite, and what is computed from it is not
+    model.save_pretrained(tmp_path / "run" / "export")
+    assert "gives NaN or infinity on train-000000.tar" in fails(capsys, *arguments[:-1], tmp_path / "d")

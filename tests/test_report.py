@@ -277,7 +277,7 @@ def test_bad_runs(tmp_path, runs, capsys):
         read_runs([tmp_path / "no"])
     with pytest.raises(UserError, match="holds neither results"):
         read_runs([tmp_path])
-    for content, message in (("{", "cannot be read"), ("{}", "not a results file")):
+    for content, message in (("{", "is not valid JSON"), ("{}", "not a results file")):
         (tmp_path / "results-x.json").write_text(content)
         with pytest.raises(UserError, match=message):
             read_runs([tmp_path])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from io import BytesIO
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,10 +10,11 @@ import torch
 from tqdm import tqdm
 
 from tagsds.data.ragged import Ragged
-from tagsds.data.shard_files import check_shard, read_samples
+from tagsds.data.samples import arrays_of, captions_of
+from tagsds.data.shard_files import AGAIN, check_shard, read_samples
 from tagsds.data.tables import LAYOUT, OF_REGIONS, Tables, encoded
-from tagsds.data.vocabulary import load_tokenizer
-from tagsds.errors import UserError
+from tagsds.data.vocabulary import corpus_tokenizer
+from tagsds.errors import UserError, first_line
 from tagsds.formats.manifest import Manifest
 
 
@@ -24,6 +22,8 @@ def read_tables(
     manifest: Manifest, shards: list[dict[str, Any]], first: int | None, checksum: bool, progress: bool, classes: bool
 ) -> Tables:
     """The shards (or their first images) in memory."""
+    for shard in shards:
+        check_shard(manifest.folder, shard, checksum=False)  # before memory is taken for what the manifest counts
     regions = sum(shard["regions"] for shard in shards)
     columns = {
         name: InMemory(regions if name in OF_REGIONS else 0, dtype, row)
@@ -54,9 +54,10 @@ def read_into(
     progress: bool,
 ) -> None:  # fmt: skip
     """Append the shards (or their first images) to the columns, shard by shard: one shard's captions are in memory at a time."""
-    tokenizer = load_tokenizer(manifest.folder / "tokenizer")
+    tokenizer = corpus_tokenizer(manifest)
     left = sum(shard["samples"] for shard in shards) if first is None else first
     bar = tqdm(total=left, desc="load", unit="image", disable=not progress, leave=False)
+    seen: set[str] = set()
     for shard in shards:
         path = check_shard(manifest.folder, shard, checksum)
         keys: list[str] = []
@@ -65,35 +66,31 @@ def read_into(
         for sample in read_samples([path]):
             if first is not None and left == 0:
                 break
-            key = sample["__key__"]
-            array = _npy(sample, "regions.npy", path)
-            if not np.isfinite(array).all():
-                raise UserError(f"{path}, sample {key}: regions.npy holds NaN or infinity; extract this image again.")
-            if array.ndim != 2 or array.shape[1] != manifest.feature_dim or len(array) == 0:
-                raise UserError(
-                    f"{path}, sample {key}: regions.npy has shape {array.shape}, not [n > 0, {manifest.feature_dim}]."
-                )
-            own = json.loads(_member(sample, "captions.json", path))
+            key, where = sample["__key__"], f"{path}, sample {sample['__key__']}"
+            if key in seen:
+                raise UserError(f"{where} is in the corpus twice; {AGAIN}.")
+            seen.add(key)
+            arrays = arrays_of(sample, where, manifest, columns)
+            own = captions_of(sample, where, len(tokenizer))
+            for name, array in arrays.items():
+                columns[name].add(array)
             captions.extend(own)
             caption_lengths.append(len(own))
-            columns["regions"].add(array)
-            region_lengths.append(len(array))
-            for name, width in (("boxes", 4), ("classes", manifest.num_classes)):
-                if name in columns:
-                    part = _npy(sample, f"{name}.npy", path)
-                    if part.shape != (len(array), width) or not np.isfinite(part).all():
-                        wanted = f"[{len(array)}, {width}] finite numbers"
-                        raise UserError(f"{path}, sample {key}: {name}.npy is not {wanted}; pack the corpus again.")
-                    columns[name].add(part)
+            region_lengths.append(len(arrays["regions"]))
             keys.append(key)
             left -= 1
             bar.update()
+        if first is None or left > 0:  # else the shard was not read to its end
+            for name, found in (("samples", len(keys)), ("captions", len(captions)), ("regions", sum(region_lengths))):
+                if found != shard[name]:
+                    raise UserError(f"{path} holds {found} {name} where the manifest says {shard[name]}; {AGAIN}.")
         texts = [caption["text"] for caption in captions]
         spans, imported = [caption.get("spans", []) for caption in captions], [caption.get("ids") for caption in captions]
-        tokens, span_rows = tokenize(tokenizer, texts, spans, imported)
-        if tokens.values.numel() and int(tokens.values.max()) >= len(tokenizer):
-            raise UserError(f"{manifest.folder}: a caption holds piece {int(tokens.values.max())}, the tokenizer has "
-                            f"{len(tokenizer)}; pack the corpus again.")
+        try:
+            tokens, span_rows = tokenize(tokenizer, texts, spans, imported)
+        except Exception as error:  # the tokenizers library raises plain Exceptions
+            raise UserError(f"{manifest.folder / 'tokenizer'} cannot tokenise {path} ({first_line(error)}); {AGAIN}.") from error
+        check_tokens(tokens, len(tokenizer), manifest)
         strings = {"text": texts, "key": keys, "caption_id": [str(caption.get("id", "")) for caption in captions]}
         for name, ragged in (("token", tokens), ("span", span_rows)):
             columns[f"{name}s"].add(ragged.values.numpy())
@@ -105,6 +102,18 @@ def read_into(
         columns["region_lengths"].add(np.array(region_lengths, np.int64))
         columns["caption_lengths"].add(np.array(caption_lengths, np.int64))
     bar.close()
+
+
+def check_tokens(tokens: Ragged, pieces: int, manifest: Manifest) -> None:
+    """UserError for a piece that the tokenizer lacks, or a caption longer than the manifest's longest."""
+    if tokens.values.numel() and not 0 <= int(tokens.values.min()) <= int(tokens.values.max()) < pieces:
+        found = int(tokens.values.max())
+        raise UserError(f"{manifest.folder}: a caption holds piece {found}, the tokenizer has {pieces}; pack the corpus again.")
+    if len(tokens) and int(tokens.lengths.max()) > manifest.max_caption_pieces:
+        raise UserError(
+            f"{manifest.folder}: a caption has {int(tokens.lengths.max())} word pieces, manifest.json says max_caption_pieces "
+            f"{manifest.max_caption_pieces}; pack the corpus again."
+        )
 
 
 class InMemory:
@@ -168,16 +177,3 @@ def _rows_of_spans(spans: list[dict[str, Any]], offsets: list[tuple[int, int]]) 
         for position, (a, b) in enumerate(offsets)
         if b > a and any(a < end and b > start for start, end in span["chars"])
     ]
-
-
-def _member(sample: dict[str, Any], name: str, path: Path) -> bytes:
-    if name not in sample:
-        raise UserError(f"{path}, sample {sample['__key__']}: {name} is missing; pack the corpus again.")
-    return sample[name]
-
-
-def _npy(sample: dict[str, Any], name: str, path: Path) -> np.ndarray:
-    try:
-        return np.load(BytesIO(_member(sample, name, path)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}, sample {sample['__key__']}: {name} is no whole npy array; pack the corpus again.") from error

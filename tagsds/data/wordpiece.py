@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from tagsds.data.vocabulary import working_tokenizer
 from tagsds.errors import UserError
+from tagsds.files import read_text
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -39,22 +41,19 @@ def wordpiece_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """From a vocab.txt, a folder written by save_pretrained, or a name that transformers can resolve."""
     path = Path(name)
     if path.is_file():
-        vocabulary = path.read_text(encoding="utf-8").split("\n")
+        vocabulary = read_text(path, "give a vocab.txt of WordPieces").split("\n")
         vocabulary = vocabulary[:-1] if vocabulary[-1] == "" else vocabulary
         missing = sorted(set(SPECIAL.values()) - set(vocabulary))
         if missing:
             raise UserError(
                 f"{name} is no BERT vocabulary: it lacks {', '.join(missing)}; give a vocab.txt of WordPieces."
             )
+        if len(set(vocabulary)) < len(vocabulary):
+            raise UserError(f"{name} names a piece twice; copy it again, or give another vocab.txt.")
         return build_tokenizer(vocabulary)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tokenizer '{name}' is neither a file nor a folder nor a known name; give a vocab.txt."
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"tokenizer '{name}' is not a fast one and gives no character offsets; give one that is.")
+    if path.is_dir() and not any(path.glob("*")):
+        raise UserError(f"tokenizer '{name}' is neither a file nor a folder nor a known name; give a vocab.txt.")
+    tokenizer = working_tokenizer(name, "give a vocab.txt, a folder of save_pretrained or a name that transformers knows")
     if not all(getattr(tokenizer, field) for field in SPECIAL):
         raise UserError(f"tokenizer '{name}' lacks one of {', '.join(SPECIAL.values())}; give a BERT-like one.")
     return tokenizer

@@ -158,9 +158,16 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig, ds: dict[str, Any
 
 
 def build_engine(objective: nn.Module, optimiser: torch.optim.Optimizer, ds: dict[str, Any]):
+    """The DeepSpeed engine. UserError for a DeepSpeed file of which DeepSpeed refuses a value."""
     import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from pydantic import ValidationError
 
-    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimiser, config=ds, dist_init_required=False)
+    try:
+        engine, *_ = deepspeed.initialize(model=objective, optimizer=optimiser, config=ds, dist_init_required=False)
+    except (ValidationError, DeepSpeedConfigError) as error:
+        why = " ".join(str(error).split())[:300].rstrip(".")
+        raise UserError(f"DeepSpeed refuses a value of --deepspeed_config ({why}); correct it.") from error
     return engine
 
 

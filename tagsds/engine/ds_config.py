@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tagsds.config import RunConfig
 from tagsds.errors import UserError
+from tagsds.formats.shape import Any as AnyValue
+from tagsds.formats.shape import Count, Of, read_object, shown
+
+HALF = {"enabled?": Of(bool)}
+SHAPE = {
+    "fp16?": HALF, "bf16?": HALF, "optimizer?": AnyValue,
+    "zero_optimization?": {"stage?": Count(0, 3), "offload_optimizer?": ({"device?": Of(str)}, None)},
+}  # fmt: skip
 
 
 def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
@@ -16,10 +23,7 @@ def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu:
     if not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none in that folder"
         raise UserError(f"{path} does not exist; DeepSpeed files there: {known}.")
-    try:
-        ds: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
+    ds = read_object(path, SHAPE, "a DeepSpeed file", "correct it, or take one of ds_configs/")
 
     owned = {
         "train_micro_batch_size_per_gpu": ("batch.pairs", config.batch.pairs),
@@ -33,7 +37,7 @@ def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu:
     for key, (owner, value) in owned.items():
         given = ds.get(key, "auto")
         if given != "auto" and given != value:
-            raise UserError(f'{path}: {key} is {given}, but the recipe owns it ({owner} = {value}); write "auto" there.')
+            raise UserError(f'{path}: {key} is {shown(given)}, but the recipe owns it ({owner} = {value}); write "auto" there.')
         ds[key] = value
     for key in ("optimizer", "scheduler"):
         if key in ds:
@@ -59,5 +63,5 @@ def zero_stage(ds: dict[str, Any]) -> int:
 
 
 def offloads(ds: dict[str, Any]) -> bool:
-    device = ds.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    return device != "none"
+    offload = ds.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return offload.get("device", "none") != "none"

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tagsds.engine.weights import fill, fresh_copy, whole_state
 from tagsds.errors import UserError, reason
+from tagsds.files import write_checksums
 from tagsds.models.card import Card
 from tagsds.ranks import World
 
@@ -32,6 +33,7 @@ def export(
             whole.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             card().write(temporary)
+            write_checksums(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         except Exception as error:  # safetensors raises its own class for a full disk

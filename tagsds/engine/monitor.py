@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from tagsds.files import read_text
+from tagsds.formats.log import step_of
 from tagsds.objectives.output import StepOutput
 from tagsds.ranks import World
 
@@ -163,10 +165,10 @@ def finite_or_nothing(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _drop_rows_after(path: Path, step: int) -> None:
     """A resumed run repeats the steps after its checkpoint: forget their rows, and a last one that a kill cut short."""
     if path.is_file():
-        lines = path.read_text().splitlines(keepends=True)
+        lines = read_text(path, "remove it").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
             lines.pop()
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        path.write_text("".join(line for number, line in enumerate(lines, 1) if step_of(line, path, number)[0] <= step))
 
 
 def _memory_gib() -> float:

@@ -110,7 +110,8 @@ class Edits(Evaluator):
         return {"files": options.pairs, "skip_missing": options.skip_missing_pairs} if options.pairs else {}
 
     def check(self, plan: Plan) -> None:
-        list_files(self.settings.files)
+        for file in list_files(self.settings.files):
+            plan.manifest.check_edits(file)
 
     def prepare(self, subject: Subject) -> None:
         self.kinds = read_pairs(self.settings.files, subject.bank.keys, self.settings.skip_missing)

@@ -7,14 +7,15 @@ A file is one kind of edit, named by its stem; a folder holds a file a kind (`DI
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tagsds.errors import UserError
+from tagsds.files import is_file, read_json
 
 KEYS = ("filename", "caption", "negative_caption")
+MOST_DIGITS = 18  # of COCO's number of an image
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def list_files(paths: Iterable[Path]) -> list[Path]:
         found = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not found:
             raise UserError(f"--pairs {path} is a folder without *.json; give a file, or a folder of them.")
-        if not found[0].is_file():
+        if not is_file(found[0]):
             raise UserError(f"--pairs {path} does not exist; give a JSON file in SugarCrepe's layout, or a folder.")
         files += found
     stems = [file.stem for file in files]
@@ -83,7 +84,7 @@ def read_file(path: Path, index: KeyIndex, skip_missing: bool) -> EditSet:
 def coco_number(key: str) -> int | None:
     """COCO's number of an image key: 391895 of `COCO_val2014_000000391895`, `000000391895` and `391895`; None of others."""
     number = key.rsplit("_", 1)[-1] if key.startswith("COCO_") else key
-    return int(number) if number.isdecimal() else None
+    return int(number) if number.isdecimal() and len(number) <= MOST_DIGITS else None
 
 
 class KeyIndex:
@@ -105,14 +106,11 @@ class KeyIndex:
         """Row of the image, or None."""
         stem = Path(filename).stem
         row = self._rows.get(stem)
-        return self._numbers.get(int(stem)) if row is None and stem.isdecimal() else row
+        return self._numbers.get(int(stem)) if row is None and stem.isdecimal() and len(stem) <= MOST_DIGITS else row
 
 
 def _entries(path: Path) -> Iterable[tuple[str, object]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); give a file in SugarCrepe's layout.") from error
+    content = read_json(path, "give a file in SugarCrepe's layout")
     if isinstance(content, list):
         return [(str(number), entry) for number, entry in enumerate(content)]
     if not isinstance(content, dict):

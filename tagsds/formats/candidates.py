@@ -7,7 +7,6 @@ candidates.json         what they are of, and their checksums; written last, so 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +18,19 @@ import torch
 from torch import Tensor
 
 from tagsds.errors import UserError
-from tagsds.files import sha256_of, write_json, write_npy
+from tagsds.files import check_file, map_npy, sha256_of, write_json, write_npy
 from tagsds.formats.manifest import Manifest
+from tagsds.formats.shape import Count, Of, read_object
 
 FORMAT, VERSION = "tagsds-candidates", 1
 TABLES = ("captions_of_image", "images_of_caption")
 MOST = 2**31 - 1  # captions or images that int32 can number
+AGAIN = "run tagsds-mine again"
+SHAPE = {
+    "format": Of(str), "version": Count(), "split": Of(str), "data_sha256": Of(str),
+    "sha256": {f"{name}.npy": Of(str) for name in TABLES},
+    **dict.fromkeys(("images", "captions", "captions_per_image", "images_per_caption"), Count()),
+}  # fmt: skip
 
 
 def check_numbers(folder: Path, split: str, captions: int) -> None:
@@ -54,19 +60,16 @@ class Candidates:
         path = folder / "candidates.json"
         if not path.is_file():
             raise UserError(f"{path} does not exist; name a folder made by tagsds-mine in offline.candidates.")
-        try:
-            manifest = json.loads(path.read_text())
-            if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-                raise UserError(f"{path} is not of format {FORMAT} {VERSION}; run tagsds-mine again.")
-            made_for, made_of = manifest["split"], manifest["data_sha256"]
-            counts = {"images": manifest["images"], "captions": manifest["captions"]}
-            shapes = {
-                "captions_of_image": (manifest["images"], manifest["captions_per_image"]),
-                "images_of_caption": (manifest["captions"], manifest["images_per_caption"]),
-            }
-            sums = {name: manifest["sha256"][f"{name}.npy"] for name in shapes}
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a manifest of tagsds-mine ({error}); run tagsds-mine again.") from error
+        manifest = read_object(path, SHAPE, "a manifest of tagsds-mine", AGAIN)
+        if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
+            raise UserError(f"{path} is not of format {FORMAT} {VERSION}; run tagsds-mine again.")
+        made_for, made_of = manifest["split"], manifest["data_sha256"]
+        counts = {"images": manifest["images"], "captions": manifest["captions"]}
+        shapes = {
+            "captions_of_image": (manifest["images"], manifest["captions_per_image"]),
+            "images_of_caption": (manifest["captions"], manifest["images_per_caption"]),
+        }
+        sums = manifest["sha256"]
         if made_for != split:
             raise UserError(f"{path} is of split '{made_for}' and data.split is '{split}'; run tagsds-mine again for '{split}'.")
         if made_of != sha256_of(data_manifest.folder / "manifest.json"):
@@ -75,31 +78,27 @@ class Candidates:
             if count != data_manifest.splits[split][name]:
                 have = data_manifest.splits[split][name]
                 raise UserError(f"{path} counts {count} {name} where the shards hold {have}; run tagsds-mine again.")
-        tables = {name: _table(folder / f"{name}.npy", shape, sums[name]) for name, shape in shapes.items()}
+        most = dict(zip(TABLES, (counts["captions"], counts["images"]), strict=True))
+        tables = {name: _table(folder / f"{name}.npy", shape, sums[f"{name}.npy"], most[name]) for name, shape in shapes.items()}
         return cls(tables["captions_of_image"], tables["images_of_caption"], manifest, folder)
 
 
-def _table(path: Path, shape: tuple[int, int], checksum: str) -> Tensor:
-    if not path.is_file():
-        raise UserError(f"{path} is named in candidates.json but missing; run tagsds-mine again.")
-    if sha256_of(path) != checksum:
-        raise UserError(f"{path} has another sha256 than candidates.json says; copy it again or run tagsds-mine again.")
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants it writable; copy on write leaves the file alone
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is no whole npy array; run tagsds-mine again.") from error
-    if array.dtype != np.int32 or array.shape != shape:
-        raise UserError(f"{path} is {array.dtype} {list(array.shape)}, not int32 {list(shape)}; run tagsds-mine again.")
+def _table(path: Path, shape: tuple[int, int], checksum: str, count: int) -> Tensor:
+    """A mapped table of numbers below `count`, and -1."""
+    check_file(path, "candidates.json", f"copy it again or {AGAIN}", checksum)
+    array = map_npy(path, np.int32, shape, AGAIN)
+    if array.size and not -1 <= int(array.min()) <= int(array.max()) < count:
+        raise UserError(f"{path} names {int(array.max())} (or less than -1) where the split has {count}; {AGAIN}.")
     return torch.from_numpy(array)
 
 
-def join_tables(path: Path, parts: Iterable[Path], rows: int, width: int) -> None:
-    """One table [rows, width] of the parts in order, a part in memory at a time."""
+def join_tables(path: Path, parts: Iterable[Path], size: int, rows: int, width: int) -> None:
+    """One table [rows, width] of the parts (`size` rows each, but the last) in order, a part in memory at a time."""
     temporary = path.with_name(path.name + ".tmp")
     table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int32, shape=(rows, width))
     start = 0
     for part in parts:
-        block = np.load(part, allow_pickle=False)
+        block = map_npy(part, np.int32, (min(size, rows - start), width), f"remove {part.parent} and {AGAIN}")
         table[start : start + len(block)] = block
         start += len(block)
     assert start == rows, f"{path}: {start} of {rows} rows"

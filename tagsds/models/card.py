@@ -5,8 +5,7 @@ A card is written with each export and gains a row with each evaluation of the f
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,17 @@ from transformers import CONFIG_MAPPING
 
 from tagsds.errors import UserError
 from tagsds.files import write_json, write_text
+from tagsds.formats.shape import Any as AnyValue
+from tagsds.formats.shape import Of, Table, read_object
 from tagsds.provenance import commit, version
 
 FACTS = "card.json"
 COLUMNS = ("text_r1", "text_r5", "text_r10", "image_r1", "image_r5", "image_r10", "rsum")
+SHAPE = {
+    "kind": Of(str), "recipe?": Table(AnyValue), "data?": Table(AnyValue), "source?": Table(AnyValue), "notes?": [Of(str)],
+    "recalls?": [{"dataset": Of(str), "figures": Table(Of(float))}], "commit?": (Of(str), None), "version?": (Of(str), None),
+}  # fmt: skip
+
 
 @dataclass
 class Card:
@@ -63,10 +69,11 @@ def read_card(folder: Path) -> Card | None:
     path = folder / FACTS
     if not path.is_file():
         return None
-    try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as the facts of a model card; remove it, or export again.") from error
+    remedy = "remove it, or export again"
+    facts = read_object(path, SHAPE, "the facts of a model card", remedy)
+    if strange := sorted(facts.keys() - {field.name for field in fields(Card)}):
+        raise UserError(f"{path} is not the facts of a model card ('{strange[0][:60]}' is none of them); {remedy}.")
+    return Card(**facts)
 
 
 def record_recalls(folder: Path, split: str, data: Path, results: dict[str, Any]) -> bool:

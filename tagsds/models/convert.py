@@ -22,16 +22,22 @@ import torch
 from transformers.utils import logging
 
 from tagsds.data.wordpiece import wordpiece_tokenizer
-from tagsds.errors import UserError, command
-from tagsds.files import read_json_object, sha256_of, write_json
+from tagsds.errors import UserError, command, first_line
+from tagsds.files import read_json_object, sha256_of, write_checksums, write_json
+from tagsds.formats.shape import Any as AnyValue
+from tagsds.formats.shape import Count, Of, Table, read_object
 from tagsds.models.card import Card
 from tagsds.models.load import find_checkpoint, load_model
 from tagsds.models.published.files import read_published, write_published
 from tagsds.models.published.matchers import from_matcher, kind_of, layouts, name_of, to_matcher
-from tagsds.models.published.uniter import TEXT_HALF, Converted, from_uniter, to_uniter
+from tagsds.models.published.uniter import MOST_PADDING, TEXT_HALF, Converted, from_uniter, to_uniter
 from tagsds.models.published.words import read_words, word_tokenizer
 
 RECORD = "published.json"  # in the folder: what the way back needs
+RECORD_SHAPE = {
+    "layout": Of(str), "vocabulary_padding?": Count(0, MOST_PADDING), "options?": Table(AnyValue),
+    "keys?": (Table(Of(str)), Table([Of(str)])),
+}  # fmt: skip
 OPTIONS = {  # what each kind of conversion takes, beside the source, --out and --layout
     "encoder": ("tokenizer", "config", "region_dim", "region_classes", "ignore"),
     "matcher": ("vocabulary", "option"),
@@ -168,6 +174,7 @@ def write_folder(done: Converted, tokenizer: Any, out: Path) -> None:
     write_json(temporary / RECORD, done.record)
     source = {"layout": done.record["layout"], "file": done.record["source"], "sha256": done.record["sha256"]}
     Card(kind=str(done.model.config.model_type), source=source, notes=done.notes).write(temporary)
+    write_checksums(temporary)
     if out.exists():
         out.rmdir()
     temporary.rename(out)
@@ -188,12 +195,18 @@ def export(args: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = load_model(folder)
-    record = read_json_object(folder / RECORD) if (folder / RECORD).is_file() else None
+    record = read_object(folder / RECORD, RECORD_SHAPE, "a record of tagsds-convert") if (folder / RECORD).is_file() else None
     layout = name_of(model) or "uniter"
     if args.layout not in ("auto", layout):
         raise UserError(f"{folder} holds a model of layout {layout}, not {args.layout}; leave --layout out.")
     dtype = DTYPES[args.dtype] if args.dtype else None
-    write_published(args.out, WRITERS.get(layout, to_matcher)(model, record, dtype))
+    try:
+        held = WRITERS.get(layout, to_matcher)(model, record, dtype)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        if record is None:
+            raise
+        raise UserError(f"{folder / RECORD} is not the record of this model ({first_line(error)}); remove it.") from error
+    write_published(args.out, held)
     print(f"{folder}: written to {args.out} in the {layout} layout")
 
 

@@ -11,11 +11,15 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
 from tagsds.data.bank import Bank
-from tagsds.data.vocabulary import load_tokenizer
+from tagsds.data.vocabulary import corpus_tokenizer, load_tokenizer
 from tagsds.errors import UserError, first_line
+from tagsds.files import check_checksums
 from tagsds.formats.manifest import Manifest
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.matchers.config import MatcherConfig
+from tagsds.models.weights_file import WEIGHTS, check_config, check_weights
+
+COPY_AGAIN = "copy the folder again, or export the run again"
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
@@ -34,10 +38,13 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
 
 
 def read_config(folder: Path) -> Any:
-    """config.json alone, so that checks need no weights: a UniterConfig or a MatcherConfig."""
+    """config.json alone, so that checks need no weights: a UniterConfig or a MatcherConfig. All files of a folder with
+    checksums.json are held against it; the large ones, the weights, by their size (`load_model` reads them whole)."""
+    check_checksums(folder, COPY_AGAIN, large=False)
+    check_config(folder / "config.json")
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of a damaged config: whatever the key that is wrong leads to
         raise UserError(f"{folder / 'config.json'} cannot be read as a model config; export the run again.") from error
     if not isinstance(config, UniterConfig | MatcherConfig):
         kinds: list[type[PretrainedConfig]] = [UniterConfig, *MatcherConfig.__subclasses__()]
@@ -46,7 +53,22 @@ def read_config(folder: Path) -> Any:
             f"{', '.join(kind.model_type for kind in kinds)}; "
             "give a checkpoint of this program, or convert it first."
         )
+    defaults = vars(type(config)())
+    for name, found in vars(config).items():
+        if type(defaults.get(name)) in (int, float, str, bool) and not is_like(found, defaults[name]):
+            raise UserError(f"{folder / 'config.json'} has {name} {str(found)[:60]!r}, which cannot be; {COPY_AGAIN}.")
+    if isinstance(config, UniterConfig) and (not config.num_attention_heads or config.hidden_size % config.num_attention_heads):
+        heads = f"hidden_size {config.hidden_size} for {config.num_attention_heads} attention heads"
+        raise UserError(f"{folder / 'config.json'} has {heads}, which cannot be; {COPY_AGAIN}.")
     return config
+
+
+def is_like(value: Any, default: Any) -> bool:
+    """Whether a setting has the type of its default, and is not negative where that is not; a float may be a whole number."""
+    if type(default) in (int, float):
+        whole = type(value) is int or (type(default) is float and type(value) is float)
+        return whole and abs(value) < float("inf") and (value >= 0 or default < 0)
+    return type(value) is type(default)
 
 
 def read_encoder_config(folder: Path) -> UniterConfig:
@@ -64,16 +86,21 @@ def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> Any:
     """In fp32, every weight from the file: a weight that is missing is an error, never a fresh initialisation.
 
     The class is the one that AutoModel knows for the config: UniterModel, or a Matcher. `dropout` (of hidden states, of
-    attention weights) replaces the encoder config's. Returned in evaluation mode.
+    attention weights) replaces the encoder config's. Returned in evaluation mode. The weights are held against checksums.json,
+    where the folder has one.
     """
     logging.disable_progress_bar()
     config = read_config(folder)
+    check_checksums(folder, COPY_AGAIN)
+    if (folder / WEIGHTS).is_file():
+        check_weights(folder, config)
     if dropout is not None:
         config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout
     try:
         loaded: Any = AutoModel.from_pretrained(
-            str(folder), config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+            str(folder), config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     except Exception as error:  # transformers and safetensors raise half a dozen kinds for a broken file
         raise UserError(f"the weights in {folder} cannot be loaded ({first_line(error)}); export or copy them again.") from error
     model, info = loaded
@@ -85,6 +112,8 @@ def load_model(folder: Path, dropout: tuple[float, float] | None = None) -> Any:
         )
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()  # off the mapped file, whose tensors may lie unaligned
+        if not tensor.isfinite().all():
+            raise UserError(f"{folder / WEIGHTS} holds NaN or infinity; {COPY_AGAIN}, or train with a lower optimiser.lr.")
     return model.eval()
 
 
@@ -97,7 +126,7 @@ def check_data(config: UniterConfig | MatcherConfig, folder: Path, manifest: Man
             f"feature_dim {manifest.feature_dim}; evaluate it on shards of its own features, or train on these."
         )
     if (folder / "tokenizer.json").is_file():
-        ours, theirs = (load_tokenizer(place) for place in (folder, manifest.folder / "tokenizer"))
+        ours, theirs = load_tokenizer(folder), corpus_tokenizer(manifest)
         if ours.get_vocab() != theirs.get_vocab():
             strange = sorted(set(theirs.get_vocab().items()) ^ set(ours.get_vocab().items()))
             raise UserError(

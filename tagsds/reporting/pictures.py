@@ -12,6 +12,7 @@ from PIL import Image
 from tagsds.data.shards import read_samples
 from tagsds.formats.manifest import read_manifest
 
+MOST_PIXELS = 1 << 25  # a picture of more is not decoded
 SIDE = 260  # most pixels of a side
 
 
@@ -46,8 +47,11 @@ def find_pictures(folder: Path, keys: Iterable[str], splits_first: Iterable[str]
 def data_uri(picture: bytes) -> str | None:
     """Scaled down and encoded afresh, as PNG or JPEG, whichever is smaller; None for bytes that are no picture."""
     try:
-        image = Image.open(io.BytesIO(picture)).convert("RGB")
-    except OSError:
+        image: Image.Image = Image.open(io.BytesIO(picture))
+        if image.width * image.height > MOST_PIXELS:
+            return None
+        image = image.convert("RGB")
+    except Exception:  # of a damaged picture: OSError, SyntaxError, struct.error and more
         return None
     image.thumbnail((SIDE, SIDE))
     best: tuple[str, bytes] | None = None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from tagsds.errors import UserError
+from tagsds.files import is_file, read_text
+from tagsds.formats.log import step_of
 from tagsds.formats.results import read_results
+from tagsds.formats.settings_file import read_settings
+from tagsds.formats.shape import Of, Table, read_object
 
 Series = dict[int, float]  # step -> value
+EXAMPLES = {"scores?": Table([Of(float)]), "negatives?": [Of(dict)]}
 
 
 @dataclass
@@ -36,9 +40,9 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     run = Run(folder, name or folder.resolve().name)
     run.results = [read_results(path) for path in sorted(folder.glob("results-*.json"))]
     if (folder / "config.yaml").is_file():
-        run.config = _read_yaml(folder / "config.yaml")
+        run.config = settings_of(folder / "config.yaml")
     if (folder / "examples.json").is_file():
-        run.examples = _read_json(folder / "examples.json")
+        run.examples = read_object(folder / "examples.json", EXAMPLES, "a run's examples", "remove it, or train again")
     if (folder / "log.jsonl").is_file():
         run.log, run.steps, run.seconds = read_log(folder / "log.jsonl")
     if not (run.results or run.log or run.examples):
@@ -65,26 +69,36 @@ def read_log(path: Path) -> tuple[dict[str, Series], int, float]:
     """
     log: dict[str, Series] = {}
     last_step, seconds, last_time = 0, 0.0, 0.0
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, "remove it").splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            step = int(entry["step"])
-        except (ValueError, KeyError, TypeError) as error:
+            step, entry = step_of(line, path, number)
+        except UserError:
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number} is not a logged step ({error}); remove the line.") from error
+            raise
         last_step = max(last_step, step)
         now = entry.get("time_s")
-        if isinstance(now, (int, float)):
+        if now is not None and is_number(now):
             seconds += now - last_time if now >= last_time else now
             last_time = now
         for tag, value in entry.items():
-            if tag not in ("step", "time_s") and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if tag not in ("step", "time_s") and is_number(value):
                 log.setdefault(tag, {})[step] = float(value)
     return {tag: dict(sorted(series.items())) for tag, series in sorted(log.items())}, last_step, seconds
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """config.yaml as plain values."""
+    plain = OmegaConf.to_container(read_settings(path, "restore it"))
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def is_number(value: Any) -> bool:
+    """A float, or a whole number that fits into one."""
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 1000)
 
 
 def setting(config: dict[str, Any], *names: str) -> str | None:
@@ -103,24 +117,6 @@ def data_folder(run: Run) -> Path | None:
     named = [result.get("provenance", {}).get("data") for result in run.results]
     named.append(setting(run.config, "data_folder"))
     for name in named:
-        if name and (Path(name) / "manifest.json").is_file():
+        if isinstance(name, str) and name and is_file(Path(name) / "manifest.json"):
             return Path(name)
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); remove it, or train again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no table; remove it, or train again.")
-    return content
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} cannot be read as YAML ({error}); restore it.") from error
-    return content if isinstance(content, dict) else {}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tagsds.data.bank import Bank
+from tagsds.errors import UserError, first_line
 from tagsds.models.matchers import Encoded, Matcher
 
 Compare = Callable[[Encoded, Encoded], Tensor]
@@ -37,7 +38,7 @@ class Stored:
 
     def __init__(self, files: Sequence[Path], owners: Tensor, device: torch.device) -> None:
         self.files = files
-        self.starts = np.cumsum([0, *(len(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files)])
+        self.starts = np.cumsum([0, *(len(open_vectors(file)) for file in files)])
         self.owners, self.device = owners, device
 
     def block(self, start: int, stop: int) -> Encoded:
@@ -47,10 +48,18 @@ class Stored:
             first = int(self.starts[number])
             if first >= stop:
                 break
-            part = np.load(self.files[number], mmap_mode="r", allow_pickle=False)
+            part = open_vectors(self.files[number])
             pieces.append(np.asarray(part[max(start - first, 0) : stop - first]))
         vectors = torch.from_numpy(np.concatenate(pieces)).to(self.device)
         return Encoded(vectors[:, None], torch.ones(len(vectors), dtype=torch.int64, device=self.device))
+
+
+def open_vectors(path: Path) -> np.ndarray:
+    """Vectors of a killed run's part, mapped. UserError for a damaged file."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # the header is a Python literal, and fails in any way
+        raise UserError(f"{path} is no whole npy array ({first_line(error)}); remove {path.parent} and mine again.") from error
 
 
 class Live:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,9 +40,9 @@ def shards6(world, tmp_path_factory):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-        data = path.read_bytes()
-        lines.append({"file": path.name, "samples": 10, "captions": 50, "regions": 0, "bytes": len(data)})
-        lines[-1]["sha256"] = hashlib.sha256(data).hexdigest()
+        regions = sum(len(np.load(io.BytesIO(data))) for name, data in own if name.endswith("regions.npy"))
+        lines.append({"file": path.name, "samples": 10, "captions": 50, "regions": regions, "bytes": path.stat().st_size})
+        lines[-1]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest["splits"]["train"]["shards"] = lines
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -51,7 +51,7 @@ def test_unknown_images_are_counted(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "is not valid JSON"),
         ("3", "no table of pairs"),
         (json.dumps({"0": {"filename": "7.jpg", "caption": "x"}}), "entry '0' lacks one of filename"),
         (json.dumps(["x"]), "entry '0' lacks one of filename"),

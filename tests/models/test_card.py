@@ -61,6 +61,9 @@ def test_folders_without_a_card_stay_as_they_are(tmp_path):
 
 
 def test_a_broken_card_is_named(tmp_path):
-    (tmp_path / "card.json").write_text(json.dumps({"strange": 1}))
-    with pytest.raises(UserError, match=r"card.json cannot be read as the facts of a model card"):
+    (tmp_path / "card.json").write_text(json.dumps({"kind": "tagsds_uniter", "strange": 1}))
+    with pytest.raises(UserError, match=r"card.json is not the facts of a model card \('strange' is none of them\)"):
+        read_card(tmp_path)
+    (tmp_path / "card.json").write_text(json.dumps({"kind": "tagsds_uniter", "recalls": [{"dataset": "a"}]}))
+    with pytest.raises(UserError, match=r"card.json is not .* \(recalls\[0\] lacks 'figures'\); remove it, or export again"):
         read_card(tmp_path)

@@ -122,7 +122,7 @@ def test_files_that_are_missing_or_broken(corpus, world, tmp_path):
     wide = Candidates(candidates.captions_of_image.long(), candidates.images_of_caption, {})
     assert "is int64 [12, 30], not int32" in refusal(write(folder, world, wide), manifest)
     (folder / "candidates.json").write_text('{"format": ')
-    assert "not a manifest" in refusal(folder, manifest)
+    assert "is not valid JSON" in refusal(folder, manifest)
 
 
 def test_the_split_of_the_training_is_asked_for(corpus, world, tmp_path):

@@ -268,7 +268,7 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
         ("boxes.npy", lambda a: a[:1], r"boxes is float32 \[1, 4\]"),
         ("boxes.npy", lambda a: None, "lacks boxes.npy"),
         ("classes.npy", lambda a: a / 2, "a row of classes does not sum to 1"),
-        ("captions.json", lambda d: d[:-20], "captions.json does not hold"),
+        ("captions.json", lambda d: d[:-20], "captions.json is not valid JSON"),
         ("captions.json", lambda d: d.replace(b'"chars": [[', b'"chars": [[99'), "lies outside the caption"),
         ("captions.json", lambda d: b"[" + d[d.index(b', {"id"') + 1 :], "holds 19 captions, the manifest says 20"),
     ],

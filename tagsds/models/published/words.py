@@ -8,6 +8,7 @@ a sentence, unless an abbreviation such as u.s. or st. stands before it.
 from __future__ import annotations
 
 import pickle
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tagsds.errors import UserError, first_line
-from tagsds.files import read_json_object
+from tagsds.files import read_bytes, read_json_object
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 OPENING = r"""(?:(?<=^)|(?<=[ (\[{<]))\""""
@@ -33,8 +34,9 @@ class Words:
     """Stands for the class `Vocabulary` of those repositories when its pickle is read: attributes and nothing else."""
 
 
-class _WordsOnly(pickle.Unpickler):
-    """Knows one class, and makes an inert object of it; any other name in the file is refused."""
+class _WordsOnly(pickle._Unpickler):
+    """Knows one class, and makes an inert object of it; any other name in the file is refused. The unpickler written in Python: the
+    one in C takes as much memory as the file's largest memo number asks for, and a flipped bit there is gigabytes."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "Vocabulary":
@@ -52,19 +54,25 @@ def read_words(path: Path) -> list[str]:
         ids = read_json_object(path).get("word2idx")
     else:
         try:
-            with open(path, "rb") as stream:
-                ids = getattr(_WordsOnly(stream, encoding="utf-8").load(), "word2idx", None)
+            ids = getattr(_WordsOnly(BytesIO(read_bytes(path)), encoding="utf-8").load(), "word2idx", None)
+        except UserError:
+            raise
         except pickle.UnpicklingError as error:
             reason = f"holds more than words ('{first_line(error)}')"
             raise UserError(f"{path} {reason} and was not read; give its word2idx as JSON.") from error
         except Exception as error:  # a broken pickle fails in any way
             raise UserError(f"{path} is no whole pickle of a Vocabulary ({first_line(error)}); copy it again.") from error
-    if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
+    if not isinstance(ids, dict) or not numbers_from_zero(list(ids.values())) or not all(isinstance(word, str) for word in ids):
         raise UserError(f"{path} has no word2idx that numbers its words from 0; give the vocabulary of the checkpoint.")
     words = sorted(ids, key=ids.__getitem__)
     if missing := [word for word in SPECIAL if word not in ids]:
         raise UserError(f"{path} lacks {', '.join(missing)}; give the vocabulary of the checkpoint.")
     return words
+
+
+def numbers_from_zero(ids: list[Any]) -> bool:
+    """Whether these are 0, 1, 2, ... in any order."""
+    return all(type(number) is int for number in ids) and sorted(ids) == list(range(len(ids)))
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
