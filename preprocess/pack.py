@@ -15,7 +15,8 @@ from preprocess.verify import verify_corpus
 from tagsds.errors import UserError, command
 
 OPTION_FIELDS = (
-    "shard_size", "max_caption_pieces", "long_captions", "tokenizer", "vocab_size", "spans", "workers", "overwrite"
+    "shard_size", "max_caption_pieces", "long_captions", "tokenizer", "vocab_size", "spans", "workers",
+    "overwrite", "slice", "merge",
 )  # fmt: skip
 
 
@@ -76,7 +77,10 @@ def pack_and_tell(
         packed = pack_corpus(source, PackOptions(**options, arguments=arguments(source)), out)
     except KeyboardInterrupt:
         raise UserError("interrupted; the same command continues where this one stopped.") from None
-    if packed:
+    part = options["slice"]
+    if packed and part is not None:
+        print(f"slice {part.number}/{part.count} of {out} is packed; after all of them: the same command with --merge")
+    elif packed:
         print(f"packed into {out}; check it with: tagsds-pack --verify {out}")
     else:
         print(f"{out} is already complete with these arguments; nothing to do.")

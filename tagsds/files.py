@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ from tagsds.errors import UserError, first_line
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open for writing beside `path`; the file takes its name only once it is complete and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a dying worker of a killed run cannot collide
+    # a dying worker of a killed run cannot collide, nor a process with this number on another machine
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
         yield stream
         stream.flush()
