@@ -39,13 +39,13 @@ from tagsds.engine.offline import OfflineSource
 from tagsds.engine.state import TrainState
 from tagsds.engine.validation import Validation
 from tagsds.engine.weights import average_buffers, averaged_buffers
-from tagsds.errors import UserError, command
+from tagsds.errors import command
 from tagsds.files import write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES, Objective
 from tagsds.objectives.retrieval.examples import as_markdown
-from tagsds.prepare import batch_size, build_model, card_of, flat, prepare_output, tokens_of_pair
+from tagsds.prepare import batch_size, build_model, card_of, flat, prepare_output, tokens_of_pair, validates
 from tagsds.ranks import World
 from tagsds.scoring.registry import scorer_of
 
@@ -124,9 +124,7 @@ def assemble(args: argparse.Namespace) -> Parts:
     if args.resume:
         checkpoint.load(engine, args.output, state)
     validation = None
-    if 0 < config.validate.every <= config.optimiser.steps:
-        if not kind.ranks:
-            raise UserError(f"validate.every={config.validate.every}: objective {config.objective} trains no ranking; set it to 0.")
+    if validates(config):
         validation = Validation(config.validate, model, manifest, tokenizer, world, stage)
     return Parts(config, world, manifest, tokenizer, source, model, objective, engine, offline, validation, state, started)
 
