@@ -35,6 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parsers[name].add_argument(
             "--workers", type=positive_number, default=PackOptions().workers, help="processes (default %(default)s)"
         )
+        parsers[name].add_argument("--check", action="store_true", help="write nothing: only see that the inputs are there")
     verify = commands.add_parser("verify", help="check a packed folder: checksums, counts, shapes")
     verify.add_argument("out", type=Path, metavar="DIR")
     args = parser.parse_args(arguments)
@@ -49,9 +50,24 @@ def identity(args: argparse.Namespace) -> dict:
     """The arguments that make a corpus what it is, for the manifest. Of files the checksums stand for the paths; of SPLIT=PATH
     the order of the splits remains, since it shapes the bytes."""
     kind = SOURCES[args.source]
-    elsewhere = {"source", "out", *kind.paths, *kind.split_paths, *OPTION_FIELDS}
+    elsewhere = {"source", "out", "check", *kind.paths, *kind.split_paths, *OPTION_FIELDS}
     own = {name: value for name, value in vars(args).items() if name not in elsewhere}
     return own | {name: [split for split, _ in getattr(args, name)] for name in vars(args) if name in kind.split_paths}
+
+
+def check_inputs(args: argparse.Namespace) -> int:
+    """How many files and folders the arguments name; UserError for one that is not there."""
+    kind = SOURCES[args.source]
+    named = [value for name in kind.paths for value in _listed(getattr(args, name))]
+    named += [path for name in kind.split_paths for _, path in _listed(getattr(args, name))]
+    for path in named:
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist; check the path.")
+    return len(named)
+
+
+def _listed(value: object) -> list:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -59,6 +75,9 @@ def run(arguments: list[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
     if args.source == "verify":
         print(verify_corpus(args.out))
+        return
+    if args.check:
+        print(f"{args.source} into {args.out}: {check_inputs(args)} inputs are there")
         return
     pack_and_tell(
         lambda: SOURCES[args.source].make(args),
