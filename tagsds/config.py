@@ -23,7 +23,7 @@ from tagsds.objectives import OBJECTIVES
 from tagsds.objectives.retrieval.settings import LossConfig
 from tagsds.objectives.settings import PretrainConfig
 from tagsds.settings import one_of
-from tagsds.training_settings import BatchConfig, LogConfig, OptimiserConfig
+from tagsds.training_settings import BatchConfig, LogConfig, OptimiserConfig, SafetyConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 COMMAND_LINE = "the command line"
@@ -64,6 +64,7 @@ class RunConfig:
     offline: OfflineConfig = field(default_factory=OfflineConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
 
 
 def recipe_names() -> list[str]:

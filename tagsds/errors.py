@@ -20,10 +20,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}."
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception of a library says, cut to fit into a sentence."""
     lines = str(error).strip().splitlines()
     return (lines[0].strip().rstrip(".:")[:200] if lines else "") or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be written or read, in the system's words ("No space left on device") where a library has wrapped
+    them in an exception of its own."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return first_line(error)
 
 
 def command(main: Callable[[], object]) -> Callable[[], None]:

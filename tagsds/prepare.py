@@ -28,6 +28,11 @@ BUILDERS: dict[str, Callable[[RunConfig, Start], UniterModel | Matcher]] = {  # 
 }
 
 
+FREE = ("batch.pairs", "batch.accumulation", "data.cache", "data.bad_shards")
+"""settings besides the obvious ones with which a run may be resumed though they were others: the first two are held against the
+checkpoint's, the last two are about places and trouble"""
+
+
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel | Matcher:
     """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
     start = Start(manifest, vocab, config.init, config.recipe, config.seed, config.data.split)
@@ -67,9 +72,10 @@ def validates(config: RunConfig) -> bool:
 
 def different_settings(saved: Path, config: RunConfig) -> list[str]:
     """Keys on which a saved run and `config` disagree, but for what does not touch the numbers (log.*, validate.*, descriptions,
-    places), what `config` leaves open, and the `batch.pairs` that followed from `batch.tokens`. A key that came into the config
+    places), what `config` leaves open, and how a step's true pairs are dealt out to micro-batches (their number is held against the
+    checkpoint's by `tagsds.engine.resume`). A key that came into the config
     after the run was saved counts as its default. Settings of another kind of matcher are not compared: the kind itself is."""
-    free = ("log.", "validate.", "description", "data_folder", "init", *(("batch.pairs",) if config.batch.tokens else ()))
+    free = ("log.", "validate.", "safety.", "description", "data_folder", "init", *FREE)
     default, before, now = (
         flat(value)
         for value in (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch import Tensor
 from tagsds.errors import UserError, command
 
 Options = TypeVar("Options")
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,26 @@ class World:
         if self.size > 1:
             dist.broadcast(shared, 0)
         return float(shared)
+
+    def agree_on_text(self, text: str) -> str:
+        """The first rank's text, on every rank."""
+        return self.gather_objects(text)[0] if self.size > 1 else text
+
+    def gather_objects(self, value: Thing) -> list[Thing]:
+        """Each rank's value, which can be pickled, on every rank, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any_of(self, flags: Sequence[bool | Tensor]) -> list[bool]:
+        """For each flag whether a rank has set it, on every rank. A flag may be a tensor [] on the device: nothing waits for it but
+        this call."""
+        row = torch.stack([torch.as_tensor(flag, device=self.device).to(torch.int32) for flag in flags])
+        if self.size > 1:
+            dist.all_reduce(row, dist.ReduceOp.MAX)
+        return [bool(value) for value in row.tolist()]
 
     def broadcast(self, numbers: Tensor | None) -> Tensor:
         """int64 [N] of the first rank (None on the others), on every rank."""

@@ -23,21 +23,28 @@ from tagsds.data.shards import load_bank
 from tagsds.data.source import BankSource
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw, seed_of
-from tagsds.engine import checkpoint
+from tagsds.engine import resume
 from tagsds.engine.build import (
-    GradientNorm,
     adam_eps,
     build_engine,
     build_optimiser,
+    gradient_norm,
+    grouped_names,
     init_distributed,
     learning_rate,
     lockstep_of,
 )
+from tagsds.engine.checkpoint import Checkpoints
 from tagsds.engine.ds_config import read_ds_config, zero_stage
+from tagsds.engine.export import export
+from tagsds.engine.guard import StepGuard
+from tagsds.engine.interruption import TO_BE_CONTINUED, Interruption
+from tagsds.engine.lock import lock_output
 from tagsds.engine.monitor import Monitor
 from tagsds.engine.offline import OfflineSource
 from tagsds.engine.state import TrainState
 from tagsds.engine.validation import Validation
+from tagsds.engine.watchdog import Watchdog
 from tagsds.engine.weights import average_buffers, averaged_buffers
 from tagsds.errors import command
 from tagsds.files import write_json
@@ -57,6 +64,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="folder of this run")
     parser.add_argument("--deepspeed_config", required=True, help="a JSON of ds_configs/")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output, if there is one")
+    parser.add_argument(
+        "--time-limit", type=float, default=0.0, metavar="MINUTES",
+        help="save and leave after so many minutes, with status 75, as after SIGTERM, SIGUSR1 or `touch OUTPUT/STOP`",
+    )
     parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the recipe's, e.g. optimiser.lr=1e-4")
     return parser.parse_intermixed_args(argv)
@@ -74,11 +85,15 @@ class Parts:
     model: Any
     objective: Objective
     engine: Any
+    checkpoints: Checkpoints
     offline: OfflineSource | None
     validation: Validation | None
     state: TrainState
+    watchdog: Watchdog
     started: list[str]
     """heads that were begun, in words"""
+    lock: Any
+    """the claim to the output folder; it ends with the process"""
 
     @property
     def heads(self) -> list[str]:
@@ -99,16 +114,18 @@ def assemble(args: argparse.Namespace) -> Parts:
     tokenizer = load_tokenizer(manifest.folder / "tokenizer")
     vocab = Vocabulary.of(tokenizer)
     world = init_distributed()
+    lock = lock_output(args.output, world)
+    watchdog = Watchdog(world, config.safety.hang_minutes, config.safety.long_hang_minutes)
 
-    source = BankSource(
-        args.data, config.data, config.seed, world.rank, world.size, world.device, world.is_main, kind.needs_classes(config)
-    )
+    found = resume.find(args.output, world) if args.resume else None
+    source = BankSource(args.data, config.data, config.seed, world, world.is_main, kind.needs_classes(config))
     model: Any = build_model(config, manifest, vocab)
     started = kind.prepare(model, config)
-    bank, _ = source.at(checkpoint.latest_step(args.output) if args.resume else 0)
+    bank, _ = source.at(found.step if found else 0)
     check_size(bank, kind.random_negatives(config), args.data)
     config.batch.pairs = world.agree(batch_size(config, bank, args.output if args.resume else None))
     del bank
+    changed = resume.keep_true_pairs(config.batch, found, world, source.whole) if found else ""
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
     prepare_output(args.output, config, args.resume, world)
 
@@ -120,57 +137,81 @@ def assemble(args: argparse.Namespace) -> Parts:
         offline = OfflineSource(config, manifest, source, model, scorer, args.output, world, stage)
     objective = kind(model, config, vocab, scorer)
     engine = build_engine(objective, build_optimiser(model, config.optimiser, ds), ds)
+    checkpoints = Checkpoints(engine, args.output, world, config.log.keep_checkpoints, config.log.checkpoint_in_background)
     state = TrainState(ranks=world.size, zero_stage=stage)
-    if args.resume:
-        checkpoint.load(engine, args.output, state)
+    if found:
+        resume.load(engine, found, state, world, grouped_names(model))
+        if changed and world.is_main:
+            print(changed, flush=True)
+    state.pairs, state.slots = config.batch.pairs, config.batch.accumulation * world.size
     validation = None
     if validates(config):
         validation = Validation(config.validate, model, manifest, tokenizer, world, stage)
-    return Parts(config, world, manifest, tokenizer, source, model, objective, engine, offline, validation, state, started)
+    return Parts(
+        config, world, manifest, tokenizer, source, model, objective, engine, checkpoints, offline, validation, state, watchdog,
+        started, lock,
+    )  # fmt: skip
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> int:
+    """Assemble and train; the exit status: 0 at the end of the run, TO_BE_CONTINUED where it was asked to leave before."""
     run = assemble(args)
+    interruption = Interruption(args.output, run.world, args.time_limit)
+    try:
+        return loop(run, args.output, interruption)
+    finally:
+        interruption.close()
+        run.watchdog.close()
+
+
+def loop(run: Parts, output: Path, interruption: Interruption) -> int:
     config, world, state, source, model = run.config, run.world, run.state, run.source, run.model
     batch, log, steps, start = config.batch, config.log, config.optimiser.steps, run.state.step
     # matching pairs of one optimiser step: of a micro-batch x micro-batches of a rank x ranks
     true_pairs = batch.pairs * batch.accumulation * world.size
     all_captions = run.manifest.splits[config.data.split]["captions"]  # one epoch, in pairs
     card = partial(card_of, config, run.manifest, model.config.model_type, true_pairs)
-    export = partial(checkpoint.export, model, run.tokenizer, trained_heads=run.heads, world=world, stage=state.zero_stage)
-    norm = GradientNorm(run.engine)
-    monitor = Monitor(args.output, world, steps, start, config.recipe)
+    write_export = partial(export, model, run.tokenizer, trained_heads=run.heads, world=world, stage=state.zero_stage)
+    guard = StepGuard(run.engine, output, world, config.safety.skip_steps)
+    monitor = Monitor(output, world, steps, start, config.recipe)
     monitor.settings(flat(as_dict(config)))
     bank, checked = source.at(start)
     monitor.say(introduction(run, bank))
 
     model.train()
     for step in range(start, start if state.stopped else steps):
+        run.watchdog.at(f"the data of step {step}", long=True)
         del bank  # the source must hold the only reference: it frees the old window before it loads the next
         bank, window = source.at(step)
         if window != checked:
             checked = window
-            check_size(bank, run.objective.random_negatives(config), args.data)
+            check_size(bank, run.objective.random_negatives(config), str(run.manifest.folder))
         candidates = run.offline.at(step, bank) if run.offline is not None else None
         lr = learning_rate(step, config.optimiser)
         for group in run.engine.optimizer.param_groups:
             group["lr"], group["eps"] = lr, adam_eps(step, config.optimiser)
 
         for micro in range(batch.accumulation):
+            run.watchdog.at(f"step {step}, micro-batch {micro}, forward")
             draw = Draw(config.seed, step, world.rank * batch.accumulation + micro)
             captions = source.positives(draw, batch.pairs, run.slots)
             torch.manual_seed(seed_of(config.seed, step, draw.slot, "dropout"))
-            output = run.engine(bank, captions, draw, candidates)
-            run.engine.backward(output.total)
-            norm.before_step()  # the reduced gradient is whole here: the place to look at it, or to leave a step out
-            run.engine.step()
-            monitor.add(output, len(captions))
+            result = run.engine(bank, captions, draw, candidates)
+            run.watchdog.at(f"step {step}, micro-batch {micro}, backward")
+            run.engine.backward(guard.loss(result.total, captions))
+            guard.step()
+            monitor.add(result, len(captions))
 
         # the step is done: what is written and decided from here on sees the new weights
+        run.watchdog.at(f"the end of step {step}", long=True)
+        leave, bad, writing = world.any_of([interruption.wanted(), guard.bad_loss, run.checkpoints.writing])
         state.step = done = step + 1
         state.true_pairs += true_pairs
+        if said := guard.note(bad, bank, state):
+            monitor.say(said)
         if done % log.every == 0 or done == steps:
-            monitor.log(done, {"lr": lr, "gradient_norm": norm.value(), "epoch": done * true_pairs / all_captions})
+            extra = {"lr": lr, "gradient_norm": gradient_norm(run.engine, guard), "epoch": done * true_pairs / all_captions}
+            monitor.log(done, {**extra, "skipped_steps": state.skipped, **waits(run)})
         if log.panel_every and done % log.panel_every == 0:
             panel = Draw(config.seed, step, 0)  # the same captions on all ranks only where they share the bank
             first = source.positives(panel, batch.pairs, run.slots)[:2] if source.whole else captions[:2]
@@ -182,30 +223,59 @@ def train(args: argparse.Namespace) -> None:
             if state.judge(run.validation.figure, figures[keep], config.validate.patience):
                 best = f"{figures[keep]:.2f} ({run.validation.figure})"
                 with averaged_buffers(model, world):
-                    export(folder=args.output / "export-best", card=partial(card, done, best))
+                    write_export(folder=output / "export-best", card=partial(card, done, best))
             monitor.validated(done, figures, keep, f"{state.best:.1f} at {state.best_step}")
         if done in log.export_at and done < steps:
             average_buffers(model, world)
-            export(folder=args.output / f"export-step{done}", card=partial(card, done))
-        ending = done == steps or state.stopped  # a signal to save and leave would come in here
-        if (log.checkpoint_every and done % log.checkpoint_every == 0) or ending:
+            write_export(folder=output / f"export-step{done}", card=partial(card, done))
+        ending = done == steps or state.stopped
+        if run.checkpoints.pending and not writing:
+            settle(run)
+        if (log.checkpoint_every and done % log.checkpoint_every == 0) or ending or leave:
             average_buffers(model, world)
-            oldest = checkpoint.save(run.engine, args.output, state, log.keep_checkpoints, world)
-            if run.offline is not None:
-                run.offline.forget(oldest)
+            settle(run)
+            run.checkpoints.begin(state)
+        if ending or leave:
+            settle(run)
         monitor.step_done(done)
+        if leave and not ending:
+            monitor.close()
+            return say_goodbye(run, output, interruption)
         if ending:
             break
 
-    if run.objective.keeps_examples and (start < state.step or not (args.output / "examples.json").is_file()):
+    if run.objective.keeps_examples and (start < state.step or not (output / "examples.json").is_file()):
         written = examples_of_dev(run)
         if world.is_main:
-            write_json(args.output / "examples.json", {"scores": monitor.recent, "negatives": written})
+            write_json(output / "examples.json", {"scores": monitor.recent, "negatives": written})
     # last of all: a run with an export is a finished run
-    export(folder=args.output / "export", card=partial(card, state.step))
+    write_export(folder=output / "export", card=partial(card, state.step))
     monitor.close()
     if world.is_main:
-        print(f"{config.recipe}: {ending_of(state)}; Hugging Face folder in {args.output / 'export'}")
+        print(f"{config.recipe}: {ending_of(state)}; Hugging Face folder in {output / 'export'}")
+    return 0
+
+
+def settle(run: Parts) -> None:
+    """Finish the checkpoint that is being written, if there is one, and drop candidates that no checkpoint needs any more."""
+    oldest = run.checkpoints.settle()
+    if oldest is not None and run.offline is not None:
+        run.offline.forget(oldest)
+
+
+def waits(run: Parts) -> dict[str, float]:
+    """Seconds since the start that the loop has waited, on this rank: for windows of the corpus, and for copies of the state."""
+    return {"speed/waited_for_data_s": run.source.waited_s, "speed/waited_for_checkpoints_s": run.checkpoints.waited_s}
+
+
+def say_goodbye(run: Parts, output: Path, interruption: Interruption) -> int:
+    """The run leaves before its end; UserError where the checkpoint could not be written."""
+    why = next((why for why in run.world.gather_objects(interruption.why) if why), "")
+    if run.checkpoints.failed:
+        raise UserError(f"{why}, and the checkpoint of step {run.state.step} could not be written ({run.checkpoints.failed}).")
+    if run.world.is_main:
+        print(f"{why}: saved after step {run.state.step} of {run.config.optimiser.steps} in {output}; --resume goes on", flush=True)
+    return TO_BE_CONTINUED
 
 
 def introduction(run: Parts, bank: Bank) -> str:
@@ -247,7 +317,14 @@ def ending_of(state: TrainState) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    command(lambda: train(parse(argv)))()
+    status = 0
+
+    def run() -> None:
+        nonlocal status
+        status = train(parse(argv))
+
+    command(run)()
+    sys.exit(status)
 
 
 if __name__ == "__main__":

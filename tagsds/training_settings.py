@@ -1,4 +1,5 @@
-"""Settings of the optimiser, of a step's batch, and of what a run writes down: groups `optimiser`, `batch` and `log` of a recipe.
+"""Settings of the optimiser, of a step's batch, of what a run writes down and does in trouble: groups `optimiser`, `batch`, `log`
+and `safety` of a recipe.
 
 Their owner is tagsds/engine, which stands above `tagsds.config` and is the only importer of DeepSpeed; so they are here.
 """
@@ -74,7 +75,9 @@ class LogConfig:
     checkpoint_every: int = 500
     """steps between two checkpoints; 0: only at the end"""
     keep_checkpoints: int = 2
-    """newest checkpoints that are kept; 0: all"""
+    """newest checkpoints that are kept, besides the one of the best validation; 0: all"""
+    checkpoint_in_background: bool = True
+    """write checkpoints while training goes on: a rank needs host memory for a copy of its weights and moments"""
     export_at: list[int] = field(default_factory=list)
     """steps after which a Hugging Face folder export-step<N> is written besides the one at the end"""
     examples: int = 24
@@ -83,3 +86,19 @@ class LogConfig:
     def check(self, group: str) -> None:
         above_zero(self, group, "every")
         not_negative(self, group, "checkpoint_every", "keep_checkpoints", "panel_every", "examples")
+
+
+@dataclass
+class SafetyConfig:
+    """What a run does when something goes wrong. None of it touches the numbers of a run in which nothing does."""
+
+    skip_steps: int = 10
+    """steps in a row that may be left out because a loss or a gradient is not finite; one more ends the run. Their captions are
+    named in the run's skipped.jsonl"""
+    hang_minutes: float = 30.0
+    """a rank that takes no step for so long ends the run on all ranks; a rank that is gone does so after one minute. 0: neither"""
+    long_hang_minutes: float = 240.0
+    """the same during work of unknown length: mining, validation, export, the load of a window"""
+
+    def check(self, group: str) -> None:
+        not_negative(self, group, "skip_steps", "hang_minutes", "long_hang_minutes")

@@ -99,3 +99,11 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 def rows(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def numbers(output: Path) -> list[dict[str, Any]]:
+    """The rows of log.jsonl without what a clock or the machine says."""
+    return [
+        {key: value for key, value in row.items() if key not in ("time_s", "memory/gib") and not key.startswith("speed/")}
+        for row in rows(output)
+    ]

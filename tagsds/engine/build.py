@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, MutableMapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from tagsds.config import OptimiserConfig
 from tagsds.engine.ds_config import offloads
+from tagsds.engine.guard import StepGuard
 from tagsds.errors import UserError
 from tagsds.ranks import World, claim_device, current_world, describe_process
 
@@ -40,7 +42,8 @@ def init_distributed() -> World:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // per_node))
     if not on_gpu:
         keep_freed_memory()
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    # a rank that is gone or hangs is the watchdog's business: mining and loading may let the others wait for hours
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timedelta(hours=24), verbose=False)
     if not on_gpu:
         forget_shared_buffer(dist.get_rank())
     return current_world(device)
@@ -76,15 +79,23 @@ def keep_freed_memory() -> None:
         pass  # another C library: nothing is lost but speed
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: decayed, and not (biases, LayerNorm). By name: under zero.Init every parameter looks one-dimensional."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def grouped_names(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the parameters that are decayed, and of those that are not (biases, LayerNorm), in the optimiser's order. By name:
+    under zero.Init every parameter looks one-dimensional."""
+    decayed: list[str] = []
+    plain: list[str] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             leaf = name.rsplit(".", 1)[-1]  # a GRU's biases are bias_ih_l0 and the like
             free = leaf.startswith("bias") or "norm." in name.lower() or name.endswith("image_embedding.mask")
-            (plain if free else decayed).append(parameter)
+            (plain if free else decayed).append(name)
+    return decayed, plain
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimiser's two groups."""
+    parameters = dict(model.named_parameters())
+    decayed, plain = ([parameters[name] for name in names] for names in grouped_names(model))
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
@@ -145,19 +156,8 @@ def lockstep_of(stage: int, world: World) -> Callable[[int], int]:
     return largest
 
 
-class GradientNorm:
-    """The norm of the gradient before clipping. DeepSpeed knows it but for ZeRO 0 in fp32: there it is taken from the reduced
-    gradients, after backward and before the step clears them."""
-
-    def __init__(self, engine) -> None:
-        self.engine = engine
-        self._own: float | None = None
-
-    def before_step(self) -> None:
-        if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
-            grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-            self._own = float(torch.nn.utils.get_total_norm(grads))
-
-    def value(self) -> float | None:
-        norm = self.engine.get_global_grad_norm()
-        return self._own if norm is None else float(norm)
+def gradient_norm(engine: Any, guard: StepGuard) -> float | None:
+    """The norm of the gradient before clipping. DeepSpeed knows it but for ZeRO 0 in fp32: there the guard has taken it from the
+    reduced gradients."""
+    norm = engine.get_global_grad_norm()
+    return guard.gradient_norm if norm is None else float(norm)

@@ -6,6 +6,7 @@ import json
 import resource
 import time
 from collections.abc import Mapping
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ class Monitor:
     def add(self, report: StepOutput, pairs: int) -> None:
         """One micro-batch, `pairs` true pairs. Nothing is copied from the device here."""
         one = torch.ones((), device=report.total.device)
-        rows = {f"loss/{name}": (term.detach().float(), one) for name, term in report.terms.items()}
-        rows["loss/total"] = (report.total.detach().float(), one)
-        for name, (value, weight) in {**rows, **report.counters}.items():
+        losses = {**report.terms, "total": report.total}
+        rows = {f"loss/{name}": (term.detach().float(), one) for name, term in losses.items()}
+        for name, pair in {**rows, **report.counters}.items():
+            value, weight = finite_or_nothing(*pair)
             self.sums[name] = self.sums.get(name, 0) + value
             self.weights[name] = self.weights.get(name, 0) + weight
         for name, values in report.scores.items():
@@ -97,16 +99,17 @@ class Monitor:
         row["speed/true_pairs_per_s"] = values[-2] / seconds
         row["speed/pair_forwards_per_s"] = values[-1] / seconds
         row["memory/gib"] = _memory_gib()
-        row.update({name: value for name, value in extra.items() if value is not None})
+        row.update({name: value for name, value in extra.items() if value is not None and isfinite(value)})
         if self.writer is not None:
             for name, parts in self.scores.items():
-                if (joined := torch.cat(parts).float().cpu()).numel():
+                joined = torch.cat(parts).float().cpu()
+                if (joined := joined[torch.isfinite(joined)]).numel():
                     self.writer.add_histogram(f"score/{name}", joined.numpy(), step)
                     if name != "synthetic_minus_true":  # a difference, not a score
                         kept = [*self.recent.get(name, []), *joined.tolist()]
                         self.recent[name] = [round(value, 4) for value in kept[-SCORES_KEPT:]]
         self._write(step, row)
-        self._show(loss=f"{row['loss/total']:.4f}", pairs_s=f"{row['speed/true_pairs_per_s']:.1f}")
+        self._show(loss=f"{row.get('loss/total', nan):.4f}", pairs_s=f"{row['speed/true_pairs_per_s']:.1f}")
         self._reset()
         return row
 
@@ -149,6 +152,12 @@ class Monitor:
     def _show(self, **entries: str) -> None:
         self.shown |= entries
         self.bar.set_postfix(self.shown)
+
+
+def finite_or_nothing(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(value, weight) for a mean; (0, 0) where the value is not finite, which is a step that is left out."""
+    finite = torch.isfinite(value)
+    return torch.where(finite, value, 0.0), weight * finite
 
 
 def _drop_rows_after(path: Path, step: int) -> None:

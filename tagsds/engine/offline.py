@@ -50,6 +50,11 @@ class OfflineSource:
                 f"offline candidates number the whole split '{self.split}', which data.max_gib={config.data.max_gib} does not "
                 "hold; raise it."
             )
+        if source.left_out:
+            raise UserError(
+                f"{manifest.folder}: {source.left_out} shard(s) were left out, and offline candidates number the whole split; "
+                "copy the shards again, or train without offline candidates."
+            )
         self.reminer = REMINERS[model.scored_by]
         if self.config.remine_every and zero_stage == 3 and not self.reminer.under_zero3:
             raise UserError(f"offline.remine_every of {model.kind} needs ZeRO stage 0, 1 or 2; take another DeepSpeed file.")

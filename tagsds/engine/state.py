@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
-
-from tagsds.errors import UserError
 
 VERSION = 2
 """of a checkpoint. 1 named none; since then the discrimination head's two outputs changed places and Adam's eps its place, so that
@@ -26,7 +23,10 @@ class TrainState:
     best, best_step the best figure of a validation and the step after which it was found; of equal ones the earlier
     not_better      validations since then
     stopped         `validate.patience` ended the run at `step`
-    ranks, zero_stage, version   what a checkpoint must agree in with the run that reads it
+    skipped, in_a_row   steps that were left out, since a loss or a gradient was not finite; those of them at the end
+    pairs, slots    true pairs of a micro-batch, and micro-batches of a step on all ranks together: their product stays
+    ranks, zero_stage   of the run that wrote the checkpoint; another number or stage is converted
+    version         of the checkpoint's format
     """
 
     step: int = 0
@@ -36,6 +36,10 @@ class TrainState:
     best_step: int = 0
     not_better: int = 0
     stopped: bool = False
+    skipped: int = 0
+    in_a_row: int = 0
+    pairs: int = 0
+    slots: int = 0
     ranks: int = 1
     zero_stage: int = 0
     version: int = VERSION
@@ -57,24 +61,7 @@ class TrainState:
         return asdict(self)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over a checkpoint's state, once `check` has passed it."""
+        """Take over a checkpoint's state."""
         for f in fields(self):
             if f.name in saved:
                 setattr(self, f.name, saved[f.name])
-
-    def check(self, saved: dict[str, Any], folder: Path, output: Path) -> None:
-        """UserError where this run cannot go on from a checkpoint (`folder`) with the state `saved`."""
-        version = saved.get("version", 1)
-        if version < VERSION:
-            raise UserError(
-                f"{folder} is of format {version}, from before the discrimination head's order and the place of Adam's eps changed "
-                f"(format {VERSION}); start a new run with init=EXPORT, an export of {output} or of the stage before it."
-            )
-        if version > VERSION:
-            raise UserError(f"{folder} is of format {version}, and this version writes {VERSION}; resume with the newer one.")
-        for key in ("ranks", "zero_stage"):
-            if saved.get(key) != (now := getattr(self, key)):
-                raise UserError(
-                    f"{folder} was written with {key}={saved.get(key)} and cannot be read with {key}={now}; resume with "
-                    f"{key}={saved.get(key)}, or start a new run with init={output} once it has an export."
-                )

@@ -80,3 +80,26 @@ def fill(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
     missing = model.load_state_dict(state, strict=False).missing_keys
     if unknown := [key for key in missing if not key.endswith("decoder.weight")]:
         raise RuntimeError(f"the state misses {unknown}")
+
+
+def whole_others(model: nn.Module, stage: int) -> dict[str, Tensor]:
+    """Buffers and frozen parameters, whole, on the CPU: what a model holds besides the optimiser's parameters. Collective under
+    ZeRO-3."""
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    whole = {name: (_gathered(p) if stage == 3 else p) for name, p in frozen.items()} | dict(model.named_buffers())
+    return {name: value.detach().cpu().clone() for name, value in whole.items()}
+
+
+def set_others(model: nn.Module, values: dict[str, Tensor], stage: int) -> None:
+    """The reverse of `whole_others`; names that the model lacks (a decoder tied to the embeddings) are left out. Collective under
+    ZeRO-3."""
+    import deepspeed
+
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name in sorted(values.keys() & own.keys()):
+            if stage == 3 and hasattr(own[name], "ds_id"):
+                with deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0):
+                    own[name].copy_(values[name])
+            else:
+                own[name].copy_(values[name])

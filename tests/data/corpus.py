@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from preprocess.records import Caption, ImageRecord, Span
 from preprocess.shards import ShardWriter
 from tagsds.files import sha256_of
+from tagsds.ranks import World
 from tests import tiny_corpus
 
 CAPTIONS = 5
@@ -65,3 +67,10 @@ def write_corpus(
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+class Alone(World):
+    """One of several ranks, without the others: nothing is told between them."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value]

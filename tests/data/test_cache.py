@@ -24,7 +24,7 @@ from tagsds.data.shards import load_bank, load_shards
 from tagsds.data.source import BankSource, DataConfig
 from tagsds.errors import UserError
 from tagsds.formats.manifest import read_manifest
-from tests.data.corpus import write_corpus
+from tests.data.corpus import Alone, write_corpus
 
 TENSORS = ("image_of_caption", "boxes", "classes")
 RAGGED = ("tokens", "spans", "captions_of_image", "regions")
@@ -375,7 +375,7 @@ def windowed(folder: Path, cache: str, rank: int = 0, ranks: int = 1) -> BankSou
     """Two of six shards at a time, three steps each."""
     largest = max(path.stat().st_size for path in folder.glob("train-*.tar"))
     config = DataConfig(max_gib=2.5 * largest / 2**30, window_steps=3, cache=cache)
-    return BankSource(str(folder), config, 5, rank, ranks, torch.device("cpu"), False)
+    return BankSource(str(folder), config, 5, Alone(rank, ranks))
 
 
 @pytest.fixture

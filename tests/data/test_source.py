@@ -10,6 +10,7 @@ from tagsds.data.shards import load_bank
 from tagsds.data.source import BankSource, DataConfig
 from tagsds.draw import Draw
 from tagsds.errors import UserError
+from tests.data.corpus import Alone
 
 CPU = torch.device("cpu")
 
@@ -53,7 +54,7 @@ def largest(folder) -> int:
 def source_of(folder, shards: float, rank: int = 0, ranks: int = 1, seed: int = 3, window_steps: int = 4) -> BankSource:
     """Memory for `shards` of the largest shards."""
     config = DataConfig(max_gib=shards * largest(folder) / 2**30, window_steps=window_steps)
-    return BankSource(str(folder), config, seed, rank, ranks, CPU, False)
+    return BankSource(str(folder), config, seed, Alone(rank, ranks))
 
 
 def shard_numbers(bank) -> list[int]:

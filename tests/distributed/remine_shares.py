@@ -28,7 +28,7 @@ config = load_config(
      "quintuplet.kind=adaptive"],
 )  # fmt: skip
 vocab = Vocabulary.of(load_tokenizer(manifest.folder / "tokenizer"))
-source = BankSource(data, config.data, config.seed, world.rank, world.size, world.device, False)
+source = BankSource(data, config.data, config.seed, world)
 model = model_of(manifest)
 ds = read_ds_config(ds_file, config, world.size, False)
 scorer = Scorer(model, lockstep=lockstep_of(zero_stage(ds), world))

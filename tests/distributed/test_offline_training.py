@@ -25,7 +25,6 @@ MATCHER = [
     "log.keep_checkpoints=2",
 ]
 DRAWN = ["offline.first=1", "offline.last=19", "offline.remine_every=3"]
-TIMES = ("time_s", "speed/true_pairs_per_s", "speed/pair_forwards_per_s", "memory/gib")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +36,6 @@ def candidates(world, tmp_path_factory) -> Path:
     return folder / "found"
 
 
-def numbers(run: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in launch.rows(run)]
 
 
 def pull_the_plug_at(run: Path, step: int) -> None:
@@ -63,7 +60,7 @@ def test_re_mined_and_resumed_equals_undisturbed(world, tmp_path, candidates, re
     settings = [*settings, *DRAWN, f"offline.candidates={candidates}"]
     run = tmp_path / "run"
     launch.train(world, run, "ds_configs/zero1.json", settings, ranks=ranks, recipe=recipe)
-    whole, weights = numbers(run), load_file(run / "export" / "model.safetensors")
+    whole, weights = launch.numbers(run), load_file(run / "export" / "model.safetensors")
     about = json.loads((run / "candidates" / "step3" / "candidates.json").read_text())
     assert about["checkpoint"].endswith("after step3")
     before = (candidates / "captions_of_image.npy").read_bytes()
@@ -71,7 +68,7 @@ def test_re_mined_and_resumed_equals_undisturbed(world, tmp_path, candidates, re
 
     pull_the_plug_at(run, 4)
     launch.train(world, run, "ds_configs/zero1.json", settings, ranks=ranks, resume=True, recipe=recipe)
-    assert numbers(run) == whole
+    assert launch.numbers(run) == whole
     again = load_file(run / "export" / "model.safetensors")
     assert weights.keys() == again.keys() and all(bool((weights[key] == again[key]).all()) for key in weights)
 

@@ -11,11 +11,8 @@ from safetensors.torch import load_file
 from tests import launch
 
 SETTINGS = [*launch.TINY, *launch.TAGS_DC, "optimiser.steps=12", "log.checkpoint_every=4", "log.keep_checkpoints=1"]
-TIMES = ("time_s", "speed/true_pairs_per_s", "speed/pair_forwards_per_s", "memory/gib")
 
 
-def numbers(output: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in launch.rows(output)]
 
 
 def test_killed_and_resumed_equals_undisturbed(world: Path, tmp_path: Path) -> None:
@@ -30,7 +27,7 @@ def test_killed_and_resumed_equals_undisturbed(world: Path, tmp_path: Path) -> N
     assert not (broken / "export").exists(), "the run had ended already: nothing was interrupted"
 
     launch.train(world, broken, "ds_configs/zero1.json", SETTINGS, resume=True)
-    assert numbers(broken) == numbers(tmp_path / "whole")
+    assert launch.numbers(broken) == launch.numbers(tmp_path / "whole")
     ours, theirs = (load_file(run / "export" / "model.safetensors") for run in (broken, tmp_path / "whole"))
     assert ours.keys() == theirs.keys()
     assert all(bool((ours[key] == theirs[key]).all()) for key in ours)
