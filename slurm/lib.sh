@@ -149,14 +149,23 @@ launch() {
   while (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do port=$((port + 1)); done
   mkdir -p "$logs"
   logs=$logs/$SLURM_JOB_ID-$restart
+  forget_locks -mmin +15
+  : > "$logs-begin"
   say "$(date '+%F %T') $RANKS rank(s) on $SLURM_JOB_NODELIST, restart $restart, logs $logs-rank*.log: $*"
   OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS_PER_TASK} MASTER_ADDR=$address MASTER_PORT=$port TQDM_MININTERVAL=30 \
-    attend srun "${options[@]}" --output="$logs-rank%t.log" "$@" 2> "$logs-srun.log"
+    attend srun "${options[@]}" --output="$logs-rank%t.log" "$@" 2>> "$logs-srun.log"
   status=$?
   cat "$logs-srun.log" 2> /dev/null
+  [ "$status" = 0 ] || forget_locks -newer "$logs-begin"
   # the buffers of ranks that were killed at their start (DeepSpeed on CPUs)
   rm -f "/dev/shm/deepspeed_allreduce_buffer_${UID}_${address}_${port}_"*
   conclude "$status" "$work" "$logs"
+}
+
+# forget_locks CONDITION OF FIND: DeepSpeed's operators are compiled under a lock file. A process that was killed meanwhile leaves it,
+# and every later start would wait for it without end
+forget_locks() {
+  find "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}" -mindepth 2 -maxdepth 3 -name lock -type f "$@" -delete 2> /dev/null
 }
 
 # conclude STATUS WORK LOGS: returns where the work is done; requeues where it was interrupted; else names the culprit and ends

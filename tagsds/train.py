@@ -46,7 +46,7 @@ from tagsds.engine.state import TrainState
 from tagsds.engine.validation import Validation
 from tagsds.engine.watchdog import Watchdog
 from tagsds.engine.weights import average_buffers, averaged_buffers
-from tagsds.errors import command
+from tagsds.errors import UserError, command
 from tagsds.files import write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.negatives.random import check_size
