@@ -156,7 +156,12 @@ launch() {
     attend srun "${options[@]}" --output="$logs-rank%t.log" "$@" 2>> "$logs-srun.log"
   status=$?
   cat "$logs-srun.log" 2> /dev/null
-  [ "$status" = 0 ] || forget_locks -newer "$logs-begin"
+  if [ "$status" = 0 ]; then
+    say "$(date '+%F %T') done; the end of $logs-rank0.log:"
+    tr '\r' '\n' < "$logs-rank0.log" | tail -n 15
+  else
+    forget_locks -newer "$logs-begin"
+  fi
   # the buffers of ranks that were killed at their start (DeepSpeed on CPUs)
   rm -f "/dev/shm/deepspeed_allreduce_buffer_${UID}_${address}_${port}_"*
   conclude "$status" "$work" "$logs"
@@ -233,7 +238,7 @@ blame() {
   fi
   log=${first##*-rank}
   say "FAILED with status $status; rank ${log%.log} failed first, the end of $first:"
-  tail -n 25 "$first"
+  tr '\r' '\n' < "$first" | tail -n 25
 }
 
 # train RECIPE RUN [key=value ...]: from the last checkpoint, if there is one
