@@ -86,7 +86,8 @@ class Cluster:
 
     def mend(self, node: str) -> None:
         subprocess.run([SCRIPT, "start", self.folder, node], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.call("scontrol", "update", f"nodename={node}", "state=resume")
+        resume = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(resume, env=os.environ | self.env, capture_output=True)  # refused where the daemon has done it already
         until(lambda: self.call("sinfo", "-h", "-n", node, "-o", "%T").strip() in ("idle", "mixed", "allocated"), f"{node} is back")
 
 
