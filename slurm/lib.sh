@@ -149,7 +149,6 @@ launch() {
   while (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do port=$((port + 1)); done
   mkdir -p "$logs"
   logs=$logs/$SLURM_JOB_ID-$restart
-  forget_locks -mmin +15
   : > "$logs-begin"
   say "$(date '+%F %T') $RANKS rank(s) on $SLURM_JOB_NODELIST, restart $restart, logs $logs-rank*.log: $*"
   OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS_PER_TASK} MASTER_ADDR=$address MASTER_PORT=$port TQDM_MININTERVAL=30 \
@@ -160,17 +159,17 @@ launch() {
     say "$(date '+%F %T') done; the end of $logs-rank0.log:"
     tr '\r' '\n' < "$logs-rank0.log" | tail -n 15
   else
-    forget_locks -newer "$logs-begin"
+    forget_locks "$logs-begin"
   fi
   # the buffers of ranks that were killed at their start (DeepSpeed on CPUs)
   rm -f "/dev/shm/deepspeed_allreduce_buffer_${UID}_${address}_${port}_"*
   conclude "$status" "$work" "$logs"
 }
 
-# forget_locks CONDITION OF FIND: DeepSpeed's operators are compiled under a lock file. A process that was killed meanwhile leaves it,
-# and every later start would wait for it without end
+# forget_locks FILE: DeepSpeed's operators are compiled under a lock file, which a rank that is killed meanwhile leaves behind. Those
+# made since FILE go; the trainer itself would wait a quarter of an hour before it takes such a lock for a dead one's
 forget_locks() {
-  find "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}" -mindepth 2 -maxdepth 3 -name lock -type f "$@" -delete 2> /dev/null
+  find "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}" -mindepth 2 -maxdepth 3 -name lock -type f -newer "$1" -delete 2> /dev/null
 }
 
 # conclude STATUS WORK LOGS: returns where the work is done; requeues where it was interrupted; else names the culprit and ends

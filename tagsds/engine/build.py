@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
+import time
 import warnings
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from tagsds.engine.guard import StepGuard
 from tagsds.errors import UserError
 from tagsds.ranks import World, claim_device, current_world, describe_process
 
+COMPILATION_MINUTES = 15  # one takes 40 s to 2 minutes
+
 
 def init_distributed() -> World:
     """Join the process group that the `deepspeed` launcher, torchrun or SLURM described; alone without any of them."""
@@ -33,6 +38,7 @@ def init_distributed() -> World:
     # DeepSpeed 0.19.8 calls two collectives by the names that torch 2.13 deprecates, at every step
     warnings.filterwarnings("ignore", message=".*_tensor` is deprecated", category=FutureWarning)
     describe_process(os.environ)
+    prepare_compilation()
     device = claim_device()
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -47,6 +53,18 @@ def init_distributed() -> World:
     if not on_gpu:
         forget_shared_buffer(dist.get_rank())
     return current_world(device)
+
+
+def prepare_compilation() -> None:
+    """DeepSpeed compiles its all-reduce at the first launch, with the ninja that is found first: another version of it would
+    compile anew each time, so the one of this environment comes first. A compilation that was killed leaves a lock file, for which
+    every later launch would wait for good: one that is older than any compilation takes is removed."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    for lock in [*folder.glob("*/lock"), *folder.glob("*/*/lock")]:
+        with suppress(OSError):
+            if time.time() - lock.stat().st_mtime > 60 * COMPILATION_MINUTES:
+                lock.unlink()
 
 
 def name_device_to_deepspeed(device: torch.device, env: MutableMapping[str, str]) -> None:

@@ -24,6 +24,8 @@ HANGS = 70
 PULSE_S = 2.0
 DEAD_S = 60.0  # without a pulse
 LAST_WORDS_S = 6.0  # for the culprit, before the others end
+SILENT = {"pulse": 0, "marks": 0, "place": "its start", "long": True, "host": "an unknown machine", "pid": "unknown"}
+"""a rank that has not said anything yet"""
 
 
 class Watchdog:
@@ -38,8 +40,10 @@ class Watchdog:
         if minutes and world.size > 1:
             store = dist.distributed_c10d._get_default_store()
             self.store = dist.PrefixStore("tagsds-watchdog", store)
+            self._answered = time.monotonic()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
+            threading.Thread(target=self._watch_store, name="watchdog of the store", daemon=True).start()
 
     def at(self, place: str, long: bool = False) -> None:
         """The work has come to `place`."""
@@ -72,12 +76,22 @@ class Watchdog:
                 if self._end.wait(DEAD_S / 10):
                     return
                 verdict = json.dumps([0, "rank 0 is gone, or its machine no longer answers"])
+            self._answered = time.monotonic()
             if verdict:
                 self._leave(*json.loads(verdict))
 
+    def _watch_store(self) -> None:
+        """The store is in the process of rank 0, or of torchrun: one that is frozen leaves questions open for good."""
+        while not self._end.wait(PULSE_S):
+            if time.monotonic() - self._answered > DEAD_S:
+                self._leave(0, f"rank 0, or the launcher, has not answered for {DEAD_S:.0f} s")
+
     def _read(self, ranks: Any) -> dict[int, dict[str, Any]]:
-        keys = [f"rank{rank}" for rank in ranks]
-        return {rank: json.loads(self.store.get(key)) for rank, key in zip(ranks, keys, strict=True) if self.store.check([key])}
+        found = {}
+        for rank in ranks:
+            key = f"rank{rank}"
+            found[rank] = json.loads(self.store.get(key)) if self.store.check([key]) else SILENT
+        return found
 
     def _judge(self, states: dict[int, dict[str, Any]], seen: dict, marked: dict) -> str:
         """[rank, sentence] as JSON for a rank that is dead or hangs, "" for none. `seen` and `marked`: rank -> (last pulse or mark,
@@ -95,7 +109,7 @@ class Watchdog:
             return json.dumps([dead[0], f"{where} has not answered for {DEAD_S:.0f} s; it was at: {state['place']}"])
         hung = [r for r, s in states.items() if self.limits[s["long"]] and now - marked[r][1] > self.limits[s["long"]]]
         if hung and self.world.is_main:
-            last = min(hung, key=lambda rank: (states[rank]["marks"], rank))  # the others have come further, and wait for it
+            last = min(states, key=lambda rank: (states[rank]["marks"], rank))  # the others have come further, and wait for it
             state, quiet = states[last], now - marked[last][1]
             where = who(last, state["pid"], state["host"])
             return json.dumps([last, f"{where} has made no progress for {quiet:.0f} s; it is at: {state['place']}"])
@@ -106,7 +120,7 @@ class Watchdog:
         if self.world.rank == culprit:
             print(f"error: {sentence}; all ranks end. What each thread was doing:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
-            time.sleep(LAST_WORDS_S / 2)  # the launcher ends the others when this one is gone
+            time.sleep(2 * LAST_WORDS_S)  # the others end first: they would fail at a collective when this one is gone
         else:
             time.sleep(LAST_WORDS_S)
             if self.world.is_main:

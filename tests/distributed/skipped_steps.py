@@ -1,5 +1,6 @@
-"""Steps with a loss that is not finite, in every ZeRO stage: prints, for each DeepSpeed file of the command line, how far the weights
-and moments lie from those of a run that was never given such a step, and what was said. For two processes (`launch.run_two`)."""
+"""Steps with a loss that is not finite, in every ZeRO stage: prints, for each DeepSpeed file of the command line, how far the
+weights and moments lie from those of a run that was never given such a step, and what was said. For two processes
+(`launch.run_two`)."""
 
 from __future__ import annotations
 
@@ -38,11 +39,12 @@ class Small(nn.Module):
 def bank() -> Bank:
     one = Ragged(torch.arange(CAPTIONS), torch.ones(CAPTIONS, dtype=torch.int64))
     ids = [f"c{number}" for number in range(CAPTIONS)]
-    return Bank(one, one, torch.arange(CAPTIONS), one, one, NONE, texts=ids, keys=[f"i{n}" for n in range(CAPTIONS)], caption_ids=ids)
+    images = [f"i{number}" for number in range(CAPTIONS)]
+    return Bank(one, one, torch.arange(CAPTIONS), one, one, NONE, texts=ids, keys=images, caption_ids=ids)
 
 
 def run(path: str, losses: list[float], spoilt: int | None, allowed: int = 9) -> tuple[torch.Tensor, TrainState, list[str]]:
-    """Steps of two micro-batches each; in step `spoilt` the loss of rank 1's second micro-batch is multiplied by one of `losses`."""
+    """Steps of two micro-batches each; in step `spoilt` the loss of rank 1's second one is multiplied by one of `losses`."""
     config = RunConfig()
     config.batch.accumulation, config.optimiser.lr = 2, 0.05
     ds = read_ds_config(path, config, world.size, False)

@@ -25,6 +25,7 @@ def test_weights_and_moments_stay_and_captions_are_named(tmp_path: Path) -> None
         for name, (distance, skipped, in_a_row, said) in result["found"].items():
             assert (distance, skipped, in_a_row) == (0.0, 1, 0), name
             assert said == ["step 2 was left out: a loss is not finite; captions c9 (image i9), c10 (image i10), c11 (image i11)"]
-        assert result["ended"].startswith("step 4 was left out") and "3 in a row (safety.skip_steps=2) end the run" in result["ended"]
+        assert result["ended"].startswith("step 4 was left out")
+        assert "3 in a row (safety.skip_steps=2) end the run" in result["ended"]
     rows = printed[0]["rows"]
     assert [row["caption"] for row in rows[0]["captions"]] == ["c9", "c10", "c11"] and rows[0]["step"] == 2

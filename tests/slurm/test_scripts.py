@@ -137,12 +137,14 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(tmp_path: Path) -> Non
 
 
 def test_locks_of_interrupted_compilations(tmp_path: Path) -> None:
-    lock, other = tmp_path / "py" / "adam" / "lock", tmp_path / "py" / "adam" / "adam.so"
-    lock.parent.mkdir(parents=True)
-    for path in (lock, other):
+    folder, begin = tmp_path / "extensions" / "py" / "adam", tmp_path / "begin"
+    folder.mkdir(parents=True)
+    for path in (folder / "lock", folder / "adam.so", begin):
         path.touch()
-    sourced('TORCH_EXTENSIONS_DIR=$F forget_locks -mmin +15', tmp_path)
-    assert lock.exists(), "somebody may be compiling"
-    os.utime(lock, (1000, 1000))
-    sourced('TORCH_EXTENSIONS_DIR=$F forget_locks -mmin +15', tmp_path)
-    assert not lock.exists() and other.exists()
+    os.utime(folder / "lock", (1000, 1000))
+    os.utime(begin, (2000, 2000))
+    sourced("TORCH_EXTENSIONS_DIR=$F/extensions forget_locks $F/begin", tmp_path)
+    assert (folder / "lock").exists(), "an older one is another job's"
+    os.utime(folder / "lock", (3000, 3000))
+    sourced("TORCH_EXTENSIONS_DIR=$F/extensions forget_locks $F/begin", tmp_path)
+    assert os.listdir(folder) == ["adam.so"]
