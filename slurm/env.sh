@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The one file to edit. Each value can also be given in the environment: NODES=4 bash slurm/finetune_coco.sh
 # (`-` keeps a value that is given empty, `:-` does not)
 
@@ -30,6 +31,7 @@ INIT=${INIT-}                              # where pre-training or stage 1 start
 # --- DeepSpeed and the GPU
 DS_CONFIG=${DS_CONFIG:-ds_configs/zero2_bf16.json}
 GPU_GIB=${GPU_GIB-80}                      # memory of a GPU: a run that is estimated to need more is refused; empty: no such check
+TFLOPS=${TFLOPS-}                          # of a rank, for the estimate of hours; empty: measured where the check runs
 ESTIMATE=${ESTIMATE:-yes}                  # no: the check leaves the estimate of memory, disk and hours out
 
 # --- packing (slurm/pack.sh)

@@ -4,6 +4,7 @@
 #   CHECKPOINT=runs/finetune-coco/stage2 bash slurm/evaluate.sh [--dry-run] [options of tagsds-evaluate]
 ROOT=${TAGSDS_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}
 [ -f "$ROOT/slurm/lib.sh" ] || ROOT=${SLURM_SUBMIT_DIR:-$PWD} # under sbatch this file is a copy: submit from the repository
+# shellcheck source=slurm/lib.sh
 . "$ROOT/slurm/lib.sh" || { echo "error: $ROOT is not the repository; submit from its folder." >&2; exit 2; }
 SCRIPT=evaluate.sh NAME=${NAME:-evaluate}
 begin "$@"

@@ -29,7 +29,8 @@ check_chain() {
   stage1 preflight --exports "$STAGE1_EXPORT" --split test
   stage2 preflight --init-later
   stage1 estimate
-  stage2 estimate
+  settings_of stage2 # its init is not there yet; the sizes are those of stage 1's
+  estimate "$STAGE2" "$HOME_OF/stage2" ${INIT:+"init=$INIT"} "${SETTINGS[@]}"
 }
 
 followers() { # stage 2 waits for this job's last end, the evaluation for stage 2's

@@ -4,6 +4,7 @@
 #   bash slurm/finetune_flickr.sh [--dry-run] [key=value ...]     or     sbatch slurm/finetune_flickr.sh [key=value ...]
 ROOT=${TAGSDS_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}
 [ -f "$ROOT/slurm/lib.sh" ] || ROOT=${SLURM_SUBMIT_DIR:-$PWD} # under sbatch this file is a copy: submit from the repository
+# shellcheck source=slurm/lib.sh
 . "$ROOT/slurm/lib.sh" || { echo "error: $ROOT is not the repository; submit from its folder." >&2; exit 2; }
 SCRIPT=finetune_flickr.sh NAME=${NAME:-finetune-flickr}
 GIVEN=${DATA-}

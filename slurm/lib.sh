@@ -2,7 +2,8 @@
 #
 # A script is run three times over: on the login node (it checks, then submits itself), by SLURM (it checks, submits what depends on
 # it, then works), and by SLURM again after each requeue (it goes on). TAGSDS_PART says which part of a chain of jobs it is.
-# shellcheck shell=bash disable=SC2034,SC2086
+# Options that env.sh holds as words (SBATCH_MORE, GPU_OPTIONS, ...) are split on purpose.
+# shellcheck shell=bash disable=SC1090,SC1091,SC2034,SC2086,SC2153,SC2206
 set -uo pipefail
 
 say() { printf '== %s\n' "$*"; }
@@ -16,7 +17,7 @@ begin() {
   . slurm/env.sh
   set +a
   local argument
-  DRY= ARGS=()
+  DRY='' ARGS=()
   for argument; do
     if [ "$argument" = --dry-run ]; then DRY=1; else ARGS+=("$argument"); fi
   done
@@ -29,7 +30,7 @@ begin() {
   [ "$GPUS_PER_NODE" != 0 ] || { CPU=(--cpu); export DS_ACCELERATOR=cpu; }
   # what a surrounding launcher left; with LOCAL_SIZE DeepSpeed would take the ranks of all nodes for those of one
   unset RANK LOCAL_RANK WORLD_SIZE LOCAL_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
-  WATCHED= SIGNALLED= INTERRUPTED=
+  WATCHED='' SIGNALLED='' INTERRUPTED=''
   trap on_signal USR1 TERM
 }
 
@@ -62,6 +63,7 @@ estimate() {
   "$PYTHON" -m tagsds.train --help | grep -q -- --estimate || return 0
   local limit=()
   [ "$GPUS_PER_NODE" = 0 ] || [ -z "$GPU_GIB" ] || limit=(--gpu-gib "$GPU_GIB")
+  [ -z "$TFLOPS" ] || limit+=(--tflops "$TFLOPS")
   "$PYTHON" -m tagsds.train --recipe "$recipe" --data "$DATA" --output "$run" --deepspeed_config "$DS_CONFIG" \
     --estimate "${limit[@]}" --ranks "$RANKS" "$@" || exit $?
 }
@@ -122,12 +124,12 @@ attend() {
   "$@" &
   WATCHED=$!
   while :; do
-    INTERRUPTED=
+    INTERRUPTED=''
     wait "$WATCHED"
     status=$?
     [ -n "$INTERRUPTED" ] || break
   done
-  WATCHED=
+  WATCHED=''
   return "$status"
 }
 
@@ -215,21 +217,25 @@ requeue() {
 
 # blame STATUS LOGS: the last lines of the rank that failed first
 blame() {
-  local status=$1 logs=$2 rank log first=
-  # a rank whose neighbour died complains about the connection: such logs come last
-  local complaint='Connection (closed|reset|refused)|Broken pipe|remote process exited|NCCL.*(abort|timeout|timed out)'
-  local found
+  local status=$1 logs=$2 log first='' later='' rank
   if ! ls "$logs"-rank*.log > /dev/null 2>&1; then
     say "FAILED with status $status; its message is above"
     return
   fi
-  found=$(grep -lE '^error:|Traceback|[Nn]on-finite|[Oo]ut of memory' "$logs"-rank*.log 2> /dev/null)
-  if [ -n "$found" ]; then
-    first=$(ls -tr $(grep -LE "$complaint" $found || true) /dev/null 2> /dev/null | grep -v '^/dev/null$' | head -n 1)
-    [ -n "$first" ] || first=$(ls -tr $found | head -n 1)
-  else # killed without a word: the task that srun names first
+  while IFS= read -r log; do # the log that ends first comes first
+    grep -qE '^error:|Traceback|[Nn]on-finite|[Oo]ut of memory' "$log" || continue
+    # a rank whose neighbour died complains about the connection
+    if grep -qE 'Connection (closed|reset|refused)|Broken pipe|remote process exited|NCCL.*(abort|timeout|timed out)' "$log"; then
+      later=${later:-$log}
+    else
+      first=$log
+      break
+    fi
+  done < <(ls -tr "$logs"-rank*.log)
+  first=${first:-$later}
+  if [ -z "$first" ]; then # killed without a word: the task that srun names first
     rank=$(sed -nE 's/.*tasks? ([0-9]+).*(Exited|Killed|Segmentation|Aborted|Out Of Memory|Bus error|Terminated).*/\1/p' "$logs-srun.log" | head -n 1)
-    [ -z "$rank" ] || first=$(ls "$logs-rank$rank.log" 2> /dev/null)
+    [ -z "$rank" ] || [ ! -f "$logs-rank$rank.log" ] || first=$logs-rank$rank.log
   fi
   if [ -z "$first" ]; then
     say "FAILED with status $status; no rank left an error, see $logs-rank*.log"

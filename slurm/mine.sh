@@ -4,6 +4,7 @@
 #   CHECKPOINT=runs/vsrn bash slurm/mine.sh [--dry-run] [options of tagsds-mine]
 ROOT=${TAGSDS_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}
 [ -f "$ROOT/slurm/lib.sh" ] || ROOT=${SLURM_SUBMIT_DIR:-$PWD} # under sbatch this file is a copy: submit from the repository
+# shellcheck source=slurm/lib.sh
 . "$ROOT/slurm/lib.sh" || { echo "error: $ROOT is not the repository; submit from its folder." >&2; exit 2; }
 SCRIPT=mine.sh NAME=${NAME:-mine}
 begin "$@"

@@ -4,6 +4,7 @@
 #   DATA=shards/coco bash slurm/pack.sh [--dry-run] SOURCE [options of tagsds-pack, without --out]
 ROOT=${TAGSDS_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}
 [ -f "$ROOT/slurm/lib.sh" ] || ROOT=${SLURM_SUBMIT_DIR:-$PWD} # under sbatch this file is a copy: submit from the repository
+# shellcheck source=slurm/lib.sh
 . "$ROOT/slurm/lib.sh" || { echo "error: $ROOT is not the repository; submit from its folder." >&2; exit 2; }
 SCRIPT=pack.sh NAME=${NAME:-pack}
 begin "$@"

@@ -4,6 +4,7 @@
 #   bash slurm/pretrain.sh [--dry-run] [key=value ...]     RECIPE=vsrn-coco NAME=vsrn GPUS_PER_NODE=1 bash slurm/pretrain.sh
 ROOT=${TAGSDS_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}
 [ -f "$ROOT/slurm/lib.sh" ] || ROOT=${SLURM_SUBMIT_DIR:-$PWD} # under sbatch this file is a copy: submit from the repository
+# shellcheck source=slurm/lib.sh
 . "$ROOT/slurm/lib.sh" || { echo "error: $ROOT is not the repository; submit from its folder." >&2; exit 2; }
 SCRIPT=pretrain.sh NAME=${NAME:-pretrain}
 export RECIPE=${RECIPE:-published-pretrain-base}

@@ -135,8 +135,8 @@ def introduction(config: RunConfig, args: argparse.Namespace, stage: int) -> str
 
 
 def published_batch(config: RunConfig, args: argparse.Namespace) -> list[str]:
-    """A warning where a published recipe sees another number of pairs in a step than the published run did. A run that goes on keeps
-    its number."""
+    """A warning where a published recipe sees another number of pairs in a step than the published run did. A run that goes on
+    keeps its number."""
     if (args.output / "checkpoints" / "latest").is_file():
         return []
     known = [ranks for name, ranks in PUBLISHED_RANKS.items() if name in family(args.recipe)]

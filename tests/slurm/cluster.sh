@@ -24,10 +24,8 @@ end() { # end PID: asked first
 }
 
 processes() { # processes NODE: the numbers of all processes on it
-  local daemon space process
-  daemon=$(cat "$folder/run/$1.pid" 2>/dev/null) || return 0
-  # the space is remembered: slurmstepd outlives the daemon
-  space=$(cat "$folder/run/$1.space")
+  local space process
+  space=$(cat "$folder/run/$1.space" 2> /dev/null) || return 0 # remembered, since slurmstepd outlives the daemon
   for process in /proc/[0-9]*; do
     [ "$(readlink "$process/ns/uts" 2>/dev/null)" != "$space" ] || echo "${process#/proc/}"
   done
@@ -35,6 +33,7 @@ processes() { # processes NODE: the numbers of all processes on it
 
 start() { # start NODE
   local node=$1 i
+  # shellcheck disable=SC2016
   setsid unshare --uts --mount --propagation private sh -c \
     'hostname "$1"; mount --bind "$2" /etc/hosts; exec slurmd -D -N "$1"' sh "$node" "$folder/hosts" \
     > "$folder/log/$node.out" 2>&1 < /dev/null &
@@ -117,6 +116,7 @@ down() {
   local jobs node process i
   if timeout 5 scontrol ping 2>/dev/null | grep -q UP; then # slurmstepd outlives slurmd: jobs first
     jobs=$(timeout 5 squeue -h -o %A | sort -u | xargs)
+    # shellcheck disable=SC2086
     [ -z "$jobs" ] || timeout 5 scancel $jobs || true
     for ((i = 0; i < 100; i++)); do [ -n "$(timeout 5 squeue -h -o %A)" ] || break; sleep 0.1; done
   fi
