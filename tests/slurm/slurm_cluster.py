@@ -20,7 +20,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 TINY = [
     "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=64",
-    "batch.pairs=4", "optimiser.steps=30", "optimiser.warmup_steps=2", "negatives.keep=3",
+    "batch.pairs=4", "optimiser.steps=60", "optimiser.warmup_steps=2", "negatives.keep=3",
     "log.every=1", "log.panel_every=0", "log.examples=0", "log.checkpoint_every=4", "validate.every=0",
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ def run_script(script: str, *arguments: str, env: dict[str, str]) -> subprocess.
     return subprocess.run(command, cwd=ROOT, env=outside | env, capture_output=True, text=True, timeout=300)
 
 
-def until(happened: Callable[[], object], what: str, seconds: float = 240) -> None:
+def until(happened: Callable[[], object], what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -69,7 +69,7 @@ class Cluster:
     def state(self, number: str) -> str:
         return self.job(number)["JobState"]
 
-    def finished(self, number: str, seconds: float = 240) -> str:
+    def finished(self, number: str, seconds: float = 600) -> str:
         """Wait for a job's end; its last state."""
         until(lambda: self.state(number) in ENDED, f"the end of job {number}", seconds)
         return self.state(number)
