@@ -51,6 +51,7 @@ setup(
             "tagsds-mine=tagsds.mine:main",
             "tagsds-evaluate=tagsds.evaluate:main",
             "tagsds-report=tagsds.report:main",
+            "tagsds-train=tagsds.train:main",
         ]
     },
 )

@@ -60,7 +60,6 @@ estimate() {
   local recipe=$1 run=$2
   shift 2
   [ "$ESTIMATE" != no ] || return 0
-  "$PYTHON" -m tagsds.train --help | grep -q -- --estimate || return 0
   local limit=()
   [ "$GPUS_PER_NODE" = 0 ] || [ -z "$GPU_GIB" ] || limit=(--gpu-gib "$GPU_GIB")
   [ -z "$TFLOPS" ] || limit+=(--tflops "$TFLOPS")

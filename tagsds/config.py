@@ -180,6 +180,8 @@ def check(config: RunConfig) -> None:
     if not config.init:
         config.matcher.check_fresh("matcher")
     OBJECTIVES[config.objective].check(config)
+    if config.batch.activation_checkpointing and OBJECTIVES[config.objective].trains != "encoder":
+        raise UserError("batch.activation_checkpointing is of the encoder's layers, a matcher has none; set it to false.")
     check_offline(config.quintuplet, config.offline, config.negatives.shared)
 
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from tagsds.data.shards import load_bank, load_shards
 from tagsds.errors import UserError
 from tagsds.files import sha256_of, write_json, write_npy
-from tagsds.formats.candidates import TABLES, join_tables, write_manifest
+from tagsds.formats.candidates import TABLES, check_numbers, join_tables, write_manifest
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import Matcher
@@ -60,6 +60,7 @@ class Mining:
         check_data(config, self.checkpoint, self.manifest)
         counts = self.manifest.splits[options.split]
         self.images, self.captions = counts["images"], counts["captions"]
+        check_numbers(self.manifest.folder, options.split, self.captions)
         self.widths = min(options.captions, self.captions - 1), min(options.images, self.images - 1)
         if min(self.widths) < 1:
             raise UserError(f"{options.data}: split '{options.split}' has {self.images} images; mining needs two at least.")

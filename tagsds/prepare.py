@@ -28,15 +28,18 @@ BUILDERS: dict[str, Callable[[RunConfig, Start], UniterModel | Matcher]] = {  # 
 }
 
 
-FREE = ("batch.pairs", "batch.accumulation", "data.cache", "data.bad_shards")
+FREE = ("batch.pairs", "batch.accumulation", "batch.activation_checkpointing", "data.cache", "data.bad_shards")
 """settings besides the obvious ones with which a run may be resumed though they were others: the first two are held against the
-checkpoint's, the last two are about places and trouble"""
+checkpoint's, the others change no number"""
 
 
 def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> UniterModel | Matcher:
     """From `init`, or from scratch by the recipe's sizes (seeded, so that all ranks begin alike)."""
     start = Start(manifest, vocab, config.init, config.recipe, config.seed, config.data.split)
-    return BUILDERS[OBJECTIVES[config.objective].trains](config, start)
+    model = BUILDERS[OBJECTIVES[config.objective].trains](config, start)
+    if config.batch.activation_checkpointing:
+        model.recomputes_layers = True
+    return model
 
 
 def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) -> None:

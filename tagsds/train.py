@@ -47,6 +47,7 @@ from tagsds.engine.validation import Validation
 from tagsds.engine.watchdog import Watchdog
 from tagsds.engine.weights import average_buffers, averaged_buffers
 from tagsds.errors import UserError, command
+from tagsds.estimate import estimate
 from tagsds.files import write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.negatives.random import check_size
@@ -61,7 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a name in tagsds/recipes or a YAML file")
     parser.add_argument("--data", required=True, help="folder of shards made by tagsds-pack")
-    parser.add_argument("--output", required=True, type=Path, help="folder of this run")
+    parser.add_argument("--output", type=Path, help="folder of this run; not needed with --estimate")
     parser.add_argument("--deepspeed_config", required=True, help="a JSON of ds_configs/")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output, if there is one")
     parser.add_argument(
@@ -69,8 +70,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="save and leave after so many minutes, with status 75, as after SIGTERM, SIGUSR1 or `touch OUTPUT/STOP`",
     )
     parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    parser.add_argument("--estimate", action="store_true", help="print memory, disk and hours of the run, and train nothing")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="with --estimate: ranks of the run")
+    parser.add_argument("--gpu-gib", type=float, metavar="G", help="with --estimate: memory of a GPU; too small: exit status 2")
+    parser.add_argument("--tflops", type=float, metavar="T", help="with --estimate: rate of a device, measured here where left out")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the recipe's, e.g. optimiser.lr=1e-4")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.output is None and not args.estimate:
+        parser.error("the following arguments are required: --output")
+    return args
 
 
 @dataclass
@@ -317,11 +325,14 @@ def ending_of(state: TrainState) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    status = 0
+    args, status = parse(argv), 0
 
     def run() -> None:
         nonlocal status
-        status = train(parse(argv))
+        if args.estimate:
+            estimate(args)
+        else:
+            status = train(args)
 
     command(run)()
     sys.exit(status)

@@ -23,6 +23,9 @@ class BatchConfig:
     is walked through in windows), and stays so when the run is resumed"""
     accumulation: int = 1
     """micro-batches of one optimiser step on one rank"""
+    activation_checkpointing: bool = False
+    """of the encoder: keep what enters each layer, and run the layers again in backward. The numbers stay the same, dropout
+    included; a micro-batch then holds the states of one layer at a time, for one further forward of the graph"""
 
     def check(self, group: str) -> None:
         above_zero(self, group, "pairs", "accumulation")

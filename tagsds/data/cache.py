@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -43,6 +44,8 @@ class Cache:
         self.classes = classes and manifest.num_classes > 0
         self.tokenizer = _digest_of_files(manifest.folder / "tokenizer")
         self._mapped: dict[str, Tables] = {}  # units that have been checked
+        self._place_of: dict[str, dict[str, int]] = {}
+        self._of_split: dict[str, Tables | None] = {}
 
     def tables(self, shards: list[dict[str, Any]], first: int | None, device: torch.device | str) -> Tables | None:
         """Tables of the shards, or of their first images; what is missing is built. None: read the shards instead, since the
@@ -87,14 +90,29 @@ class Cache:
 
     def from_split(self, shards: list[dict[str, Any]]) -> Tables | None:
         """The shards cut out of the unit of their split, where there is one and they follow each other in it."""
-        for part in self.manifest.splits.values():
-            every = part["shards"]
-            if shards and shards[0] in every:
-                begin = every.index(shards[0])
-                unit = self.stored(every) if every[begin : begin + len(shards)] == shards else None
-                before = [sum(s["samples"] for s in every[:end]) for end in (begin, begin + len(shards))]
-                return None if unit is None else unit.images(*before)
+        for name, part in self.manifest.splits.items():
+            begin = self._places(name).get(shards[0]["sha256"]) if shards else None
+            if begin is not None:
+                every = part["shards"]
+                unit = self._unit_of_split(name) if every[begin : begin + len(shards)] == shards else None
+                if unit is None:
+                    return None
+                return unit.images(*(sum(s["samples"] for s in every[:end]) for end in (begin, begin + len(shards))))
         return None
+
+    def _places(self, split: str) -> dict[str, int]:
+        """Where each shard stands in its split, by its sha256 (of equal shards the first): looked for once, since a window of a
+        split of 100,000 shards asks for hundreds of them."""
+        if split not in self._place_of:
+            found = self._place_of[split] = {}
+            for place, shard in enumerate(self.manifest.splits[split]["shards"]):
+                found.setdefault(shard["sha256"], place)
+        return self._place_of[split]
+
+    def _unit_of_split(self, split: str) -> Tables | None:
+        if split not in self._of_split:
+            self._of_split[split] = self.stored(self.manifest.splits[split]["shards"])
+        return self._of_split[split]
 
     # --- one unit ----------------------------------------------------------------------------------------------------
 
@@ -156,6 +174,8 @@ class Cache:
                 found = self.stored(shards)
                 if found is None:
                     self.build(self.folder / key, shards)
+                    if len(shards) > 1:
+                        self._of_split.clear()  # it may be the split's
                     found = self.stored(shards)
         except OSError as error:
             if str(self.folder) not in _said and os.environ.get("RANK", "0") == "0":
@@ -242,13 +262,20 @@ class _Stream:
 
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """The array of an npy file as a tensor over its mapped pages. A write would go to a private copy of a page, never to the
-    file. ValueError where the file holds another array."""
+    file. ValueError where the file holds another array. numpy's map would keep a file descriptor: a window of a few hundred shards,
+    of a dozen files each, has more files than a process may hold open."""
     if 0 in shape:  # nothing can be mapped
         return torch.from_numpy(np.empty(shape, dtype))
-    array = np.load(path, mmap_mode="c", allow_pickle=False)
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{path} holds {array.dtype} {array.shape}")
-    return torch.from_numpy(array)
+    with open(path, "rb") as stream:
+        if npy.read_magic(stream) != (1, 0):
+            raise ValueError(f"{path} is of another version of npy")
+        found = npy.read_array_header_1_0(stream)
+        begin = stream.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if found != (shape, False, dtype) or path.stat().st_size < begin + size:
+        raise ValueError(f"{path} holds {found}")
+    pages = torch.from_file(str(path), shared=False, size=begin + size, dtype=torch.uint8)
+    return pages[begin:].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
 
 
 def _write_index(path: Path, index: dict[str, Any]) -> None:

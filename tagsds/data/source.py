@@ -170,9 +170,12 @@ class BankSource:
         """Shards of a window: the ranks walk through one endless sequence of permutations, each taking its stretch in turn."""
         first = (number * self.ranks + self.rank) * self.per_window
         total, out = len(self.shards), []
+        orders: dict[int, list[int]] = {}
         for position in range(first, first + self.per_window):
             epoch, place = divmod(position, total)
-            order = torch.randperm(total, generator=generator("cpu", self.seed, "shards", epoch)).tolist()
+            if epoch not in orders:
+                orders[epoch] = torch.randperm(total, generator=generator("cpu", self.seed, "shards", epoch)).tolist()
+            order = orders[epoch]
             if order[place] not in out:
                 out.append(order[place])
             else:  # a window that spans two passes meets a shard twice: take one it lacks, so that windows are of one size

@@ -43,6 +43,12 @@ def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu:
     if ds.get("bf16", {}).get("enabled") and zero_stage(ds) == 0:
         # DeepSpeed 0.19.8 takes an empty Adam step at start-up there and stays one step behind
         raise UserError(f"{path}: bf16 at ZeRO stage 0 runs one optimiser step late in DeepSpeed; use stage 1 or above.")
+    sums = ds.get("data_types", {}).get("grad_accum_dtype")
+    if ds.get("bf16", {}).get("enabled") and (zero_stage(ds), sums, offloads(ds)) == (1, "fp32", False):
+        if config.batch.accumulation > 1:  # DeepSpeed 0.19.8: 2 micro-batches move the weights 16 % too far there
+            raise UserError(f"{path}: bf16 at ZeRO stage 1 sums micro-batches wrongly in DeepSpeed; use stage 2 or 3.")
+    if offloads(ds) and zero_stage(ds) == 0:
+        raise UserError(f"{path}: offload_optimizer means nothing at ZeRO stage 0; use stage 1 or above, or take it out.")
     ds["zero_allow_untested_optimizer"] = True
     ds.setdefault("steps_per_print", 10**9)
     return ds

@@ -24,6 +24,14 @@ from tagsds.formats.manifest import Manifest
 
 FORMAT, VERSION = "tagsds-candidates", 1
 TABLES = ("captions_of_image", "images_of_caption")
+MOST = 2**31 - 1  # captions or images that int32 can number
+
+
+def check_numbers(folder: Path, split: str, captions: int) -> None:
+    """UserError for a split whose captions int32 cannot number: they would turn negative, which stands for none."""
+    if captions > MOST:
+        has = f"split '{split}' has {captions:,} captions"
+        raise UserError(f"{folder}: {has} and candidates number at most {MOST:,}; mine a part of the corpus.")
 
 
 @dataclass

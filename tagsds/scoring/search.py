@@ -32,18 +32,23 @@ class Store(Protocol):
 
 
 class Stored:
-    """Vectors in files [n, E] float32, one behind the other, read as they are needed."""
+    """Vectors in files [n, E] float32, one behind the other, mapped as they are needed: a corpus has more of them than a process
+    may hold open."""
 
     def __init__(self, files: Sequence[Path], owners: Tensor, device: torch.device) -> None:
-        self.parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
-        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.files = files
+        self.starts = np.cumsum([0, *(len(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files)])
         self.owners, self.device = owners, device
 
     def block(self, start: int, stop: int) -> Encoded:
         pieces = []
-        for part, first in zip(self.parts, self.starts, strict=False):
-            if first < stop and first + len(part) > start:
-                pieces.append(np.asarray(part[max(start - first, 0) : stop - first]))
+        first_file = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for number in range(first_file, len(self.files)):
+            first = int(self.starts[number])
+            if first >= stop:
+                break
+            part = np.load(self.files[number], mmap_mode="r", allow_pickle=False)
+            pieces.append(np.asarray(part[max(start - first, 0) : stop - first]))
         vectors = torch.from_numpy(np.concatenate(pieces)).to(self.device)
         return Encoded(vectors[:, None], torch.ones(len(vectors), dtype=torch.int64, device=self.device))
 

@@ -82,6 +82,25 @@ def test_bf16_with_zero_is_taken(file, stage):
     assert zero_stage(ds) == stage
 
 
+def test_bf16_at_stage_1_sums_no_micro_batches_in_fp32(file):
+    """With two micro-batches, the first step of TAGS-DC moved the weights 16 % further than at stage 2 (ds_configs/README.md)."""
+    content = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}}
+    assert "bf16 at ZeRO stage 1 sums micro-batches wrongly" in refusal(file(content))
+    for changed in ({"data_types": {}}, {"zero_optimization": {"stage": 2}},
+                    {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}):  # fmt: skip
+        read_ds_config(file(content | changed), recipe(), 1, False)
+    one = recipe()
+    one.batch.accumulation = 1
+    read_ds_config(file(content), one, 1, False)
+
+
+def test_offloading_needs_partitions(file):
+    """DeepSpeed would give its CPU Adam the weights of the GPU."""
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    assert "offload_optimizer means nothing at ZeRO stage 0" in refusal(file({"zero_optimization": offload}))
+    assert offloads(read_ds_config(file({"zero_optimization": {"stage": 1, **offload}}), recipe(), 1, False))
+
+
 def test_a_missing_file_names_what_is_there():
     text = refusal(FOLDER / "zero9.json")
     assert all(path.name in text for path in FOLDER.glob("*.json"))

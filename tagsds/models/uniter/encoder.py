@@ -9,11 +9,12 @@ A pair's sequence is [CLS] w_1 .. w_n [SEP] r_1 .. r_m. Nothing is padded: a lin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tagsds.data.pairs import Images, Pairs
@@ -146,7 +147,13 @@ class Table:
 
 
 class UniterModel(PreTrainedModel):
-    """Encoder and all heads. `forward` gives states; heads are modules of their own, called by who needs them."""
+    """Encoder and all heads. `forward` gives states; heads are modules of their own, called by who needs them.
+
+    recomputes_layers   where a gradient is wanted, keep only what enters each layer, and run the layer again in backward
+                        (activation checkpointing; Chen et al. 2016, arXiv 1604.06174). The random state of the first run is put
+                        back for the second: both draw the same dropout, and the numbers do not change. It belongs to the run and
+                        is not saved with the model.
+    """
 
     config_class = UniterConfig
     base_model_prefix = "uniter"
@@ -163,6 +170,7 @@ class UniterModel(PreTrainedModel):
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__(config)
+        self.recomputes_layers = False
         self.text_embedding = TextEmbedding(config)
         self.image_embedding = ImageEmbedding(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
@@ -232,8 +240,16 @@ class UniterModel(PreTrainedModel):
         x: Tensor = table.x.index_select(0, gather)
         qkv: Tensor | None = table.qkv.index_select(0, gather)
         for layer in self.layers[:-1]:
-            x, qkv = layer(x, qkv, sequences, None, sequences), None
-        return self.layers[-1](x, qkv, sequences, keep, kept)
+            x, qkv = self._run(layer, x, qkv, sequences, None, sequences), None
+        return self._run(self.layers[-1], x, qkv, sequences, keep, kept)
+
+    def _run(self, layer: nn.Module, *given: Any) -> Tensor:
+        """`layer(*given)`, by recomputation in backward where that is switched on and a gradient is wanted."""
+        if self.recomputes_layers and torch.is_grad_enabled():
+            out = checkpoint(layer, *given, use_reentrant=False)
+            assert isinstance(out, Tensor)
+            return out
+        return layer(*given)
 
     def score(self, cls_states: Tensor) -> Tensor:
         """Ranking logit of [CLS] states [P, H] -> float32 [P]; s(I, T) is its sigmoid."""
