@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from preprocess.records import PackOptions
+from preprocess.records import PackOptions, Slice
 
 SHORTEST = 3  # word pieces: [CLS], one of the caption, [SEP]
 
@@ -33,7 +33,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", type=positive_number, default=defaults.shard_size, help="images (default %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a corpus made with other arguments")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--overwrite", action="store_true", help="replace a corpus made with other arguments")
+    alone.add_argument("--slice", type=parse_slice, metavar="I/N", help="pack only every N-th shard, from the I-th (1/N to N/N, in "
+                       "any order, also at the same time on several machines); --merge makes a corpus of them")  # fmt: skip
+    alone.add_argument("--merge", action="store_true", help="pack nothing: check that all slices are there, write the manifest")
+
+
+def parse_slice(text: str) -> Slice:
+    """I/N with 1 <= I <= N."""
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is not I/N, such as 1/8 for the first of eight slices (1/8 to 8/8)")
+    return Slice(int(found[1]), int(found[2]))
 
 
 def split_path(text: str) -> tuple[str, Path]:

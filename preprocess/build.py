@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from preprocess.pieces import piece_spans
 from preprocess.records import CAPTION_LIMITS, Caption, ImageRecord, PackOptions, Source
-from preprocess.resume import JOURNAL, finished, identify, prepare_folder
+from preprocess.resume import JOURNAL, finished, identify, note, prepare_folder, remove_halves
 from preprocess.shards import ShardEntry, ShardWriter, check_record, clip_pieces, clip_spans
+from preprocess.slices import check_begun, halves, missing, tokenizer_of
 from preprocess.spans import SpanFinder, resolve
 from preprocess.tokenizer import get_tokenizer
 from tagsds.errors import UserError, nearest
@@ -44,7 +45,8 @@ class Packer:
 
     def __init__(self, source: Source, options: PackOptions, out: Path) -> None:
         self.source, self.options, self.out = source, options, out
-        self.tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
+        self.tokenizer_folder = tokenizer_folder(options, out)
+        self.tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(self.tokenizer_folder)
         self.spans = SpanFinder(options.spans)
 
     def pack(self, job: Job) -> ShardEntry:
@@ -66,7 +68,7 @@ class Packer:
                     entry.max_regions = max(entry.max_regions, len(record.regions))
         entry.bytes = (self.out / job.file).stat().st_size
         entry.sha256 = sha256_of(self.out / job.file)
-        write_json(self.out / JOURNAL / f"{job.file}.json", asdict(entry))
+        note(entry, self.tokenizer_folder, self.out)
         return entry
 
     def finish(self, caption: Caption, record: ImageRecord, entry: ShardEntry, split: str) -> Caption | None:
@@ -126,31 +128,49 @@ def _work(job: Job) -> ShardEntry:
 
 
 def pack_corpus(source: Source, options: PackOptions, out: Path) -> bool:
-    """Write the whole corpus, or what is missing of it. False if it was complete already."""
+    """Write the whole corpus, or what is missing of it; with options.slice its share of the shards, with options.merge the manifest
+    alone. False if the corpus was complete already."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes are the parallelism here
     options = replace(options, spans=resolve(options.spans))
     splits = source.splits()
     for split in options.max_caption_pieces.keys() - splits.keys() - CAPTION_LIMITS.keys():
         raise UserError(f"--max-caption-pieces names split '{split}', the corpus has no such split; {nearest(split, splits)}")
     identity = identify(source, options)
+    if options.merge:
+        check_begun(out)
     if not prepare_folder(out, identity, options.overwrite):
         return False
     jobs = make_jobs(splits, options.shard_size)
     if not jobs:
         raise UserError("the split holds no images; check --split and the captions file.")
     vocab_size = write_tokenizer(source, options, out)
-    done = finished([job.file for job in jobs], out)
-    bar = tqdm(total=sum(map(len, splits.values())), unit="image", desc=f"pack {source.name}", mininterval=0.5)
-    with bar:
-        bar.update(sum(len(job.keys) for job in jobs if job.file in done))
-        todo = [job for job in jobs if job.file not in done]
-        for job, entry in run_jobs(todo, source, options, out):
-            done[job.file] = entry
-            bar.update(len(job.keys))
+    files = [job.file for job in jobs]
+    if options.slice is not None:
+        remove_halves(halves(options.slice.share(files), out))
+        pack_jobs(options.slice.share(jobs), source, options, out)
+        return True
+    if options.merge:
+        done = finished(files, tokenizer_folder(options, out), out)
+        if sentence := missing(files, done, out):
+            raise UserError(sentence)
+    remove_halves(out.rglob(".*.tmp"))
+    if not options.merge:
+        done = pack_jobs(jobs, source, options, out)
     edits = write_edits(source, splits, out)
     write_json(out / "manifest.json", manifest(source, identity, jobs, done, tokenizer_facts(out, vocab_size), edits))
-    shutil.rmtree(out / JOURNAL)
+    shutil.rmtree(out / JOURNAL, ignore_errors=True)
     return True
+
+
+def pack_jobs(jobs: list[Job], source: Source, options: PackOptions, out: Path) -> dict[str, ShardEntry]:
+    """Write those of the jobs that are not done; the entries of all."""
+    done = finished([job.file for job in jobs], tokenizer_folder(options, out), out)
+    with tqdm(total=sum(len(job.keys) for job in jobs), unit="image", desc=f"pack {source.name}", mininterval=0.5) as bar:
+        bar.update(sum(len(job.keys) for job in jobs if job.file in done))
+        for job, entry in run_jobs([job for job in jobs if job.file not in done], source, options, out):
+            done[job.file] = entry
+            bar.update(len(job.keys))
+    return done
 
 
 def run_jobs(jobs: list[Job], source: Source, options: PackOptions, out: Path) -> Iterator[tuple[Job, ShardEntry]]:
@@ -183,12 +203,17 @@ def make_jobs(splits: dict[str, list[str]], shard_size: int) -> list[Job]:
     ]
 
 
+def tokenizer_folder(options: PackOptions, out: Path) -> Path:
+    """Beside the shards; a slice has one of its own, so that no two write the same file."""
+    return out / "tokenizer" if options.slice is None else tokenizer_of(options.slice, out)
+
+
 def write_tokenizer(source: Source, options: PackOptions, out: Path) -> int:
-    """Save the tokenizer beside the shards, trained on the first split (train where there is one); its size."""
+    """Save the tokenizer in its folder, trained on the first split (train where there is one); its size."""
     splits = list(source.splits())
     first = "train" if "train" in splits else splits[0]
     tokenizer = get_tokenizer(options.tokenizer, source.texts(first), options.vocab_size)
-    tokenizer.save_pretrained(out / "tokenizer")
+    tokenizer.save_pretrained(tokenizer_folder(options, out))
     return len(tokenizer)
 
 

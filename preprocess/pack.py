@@ -15,7 +15,8 @@ from preprocess.verify import verify_corpus
 from tagsds.errors import UserError, command
 
 OPTION_FIELDS = (
-    "shard_size", "max_caption_pieces", "long_captions", "tokenizer", "vocab_size", "spans", "workers", "overwrite"
+    "shard_size", "max_caption_pieces", "long_captions", "tokenizer", "vocab_size", "spans", "workers",
+    "overwrite", "slice", "merge",
 )  # fmt: skip
 
 
@@ -34,6 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parsers[name].add_argument(
             "--workers", type=positive_number, default=PackOptions().workers, help="processes (default %(default)s)"
         )
+        parsers[name].add_argument("--check", action="store_true", help="write nothing: only see that the inputs are there")
     verify = commands.add_parser("verify", help="check a packed folder: checksums, counts, shapes")
     verify.add_argument("out", type=Path, metavar="DIR")
     args = parser.parse_args(arguments)
@@ -48,9 +50,24 @@ def identity(args: argparse.Namespace) -> dict:
     """The arguments that make a corpus what it is, for the manifest. Of files the checksums stand for the paths; of SPLIT=PATH
     the order of the splits remains, since it shapes the bytes."""
     kind = SOURCES[args.source]
-    elsewhere = {"source", "out", *kind.paths, *kind.split_paths, *OPTION_FIELDS}
+    elsewhere = {"source", "out", "check", *kind.paths, *kind.split_paths, *OPTION_FIELDS}
     own = {name: value for name, value in vars(args).items() if name not in elsewhere}
     return own | {name: [split for split, _ in getattr(args, name)] for name in vars(args) if name in kind.split_paths}
+
+
+def check_inputs(args: argparse.Namespace) -> int:
+    """How many files and folders the arguments name; UserError for one that is not there."""
+    kind = SOURCES[args.source]
+    named = [value for name in kind.paths for value in _listed(getattr(args, name))]
+    named += [path for name in kind.split_paths for _, path in _listed(getattr(args, name))]
+    for path in named:
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist; check the path.")
+    return len(named)
+
+
+def _listed(value: object) -> list:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -58,6 +75,9 @@ def run(arguments: list[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
     if args.source == "verify":
         print(verify_corpus(args.out))
+        return
+    if args.check:
+        print(f"{args.source} into {args.out}: {check_inputs(args)} inputs are there")
         return
     pack_and_tell(
         lambda: SOURCES[args.source].make(args),
@@ -76,7 +96,10 @@ def pack_and_tell(
         packed = pack_corpus(source, PackOptions(**options, arguments=arguments(source)), out)
     except KeyboardInterrupt:
         raise UserError("interrupted; the same command continues where this one stopped.") from None
-    if packed:
+    part = options["slice"]
+    if packed and part is not None:
+        print(f"slice {part.number}/{part.count} of {out} is packed; after all of them: the same command with --merge")
+    elif packed:
         print(f"packed into {out}; check it with: tagsds-pack --verify {out}")
     else:
         print(f"{out} is already complete with these arguments; nothing to do.")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 CAPTION_LIMITS = {"train": 60}  # word pieces with [CLS] and [SEP]; evaluation keeps every caption whole (UNITER, TAGS)
 SPAN_KINDS = ("object", "attribute", "relation")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ class PreparedSource(Source, Protocol):
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Slice `number` (from 1) of `count`; see `preprocess.slices`."""
+
+    number: int
+    count: int
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Every `count`-th item, dealt out like cards."""
+        return list(items[self.number - 1 :: self.count])
+
+
+@dataclass(frozen=True)
 class PackOptions:
     """What holds for every source. The first group shapes the bytes; the second does not."""
 
@@ -121,6 +134,8 @@ class PackOptions:
     spans: str = "auto"  # rules, spacy or auto
     workers: int = 2  # processes
     overwrite: bool = False
+    slice: Slice | None = None  # pack these shards alone, and no manifest
+    merge: bool = False  # pack nothing, write the manifest of the slices
     arguments: dict = field(default_factory=dict)  # of the source, for the manifest
 
 

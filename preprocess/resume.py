@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from preprocess.records import PackOptions, Source
@@ -59,6 +61,8 @@ def prepare_folder(out: Path, identity: dict, overwrite: bool) -> bool:
     if overwrite:
         clear(out)
     manifest, journal = out / "manifest.json", out / JOURNAL / "arguments.json"
+    # looked for before the journal is: another slice's first shard comes after its journal
+    strange = out.is_dir() and any(p.name != JOURNAL for p in out.iterdir())
     if manifest.exists():
         arguments = _read(manifest).get("made_by", {}).get("arguments")
         if arguments != identity:
@@ -75,12 +79,16 @@ def prepare_folder(out: Path, identity: dict, overwrite: bool) -> bool:
                 f"{out} holds an unfinished run with other arguments or inputs ({_difference(arguments, identity)}); "
                 "repeat it with those, use --overwrite, or another --out."
             )
-    elif out.is_dir() and any(p.name != JOURNAL for p in out.iterdir()):
+    elif strange:
         raise UserError(f"{out} is not empty and holds no corpus of tagsds-pack; give an empty folder to --out.")
     write_json(journal, identity)
-    for left in out.rglob(".*.tmp"):
-        left.unlink()
     return True
+
+
+def remove_halves(files: Iterable[Path]) -> None:
+    """Remove what a killed run left half-written."""
+    for left in files:
+        left.unlink(missing_ok=True)
 
 
 def clear(out: Path) -> None:
@@ -96,14 +104,22 @@ def clear(out: Path) -> None:
         shutil.rmtree(out / folder, ignore_errors=True)
 
 
-def finished(files: list[str], out: Path) -> dict[str, ShardEntry]:
-    """Shards that the journal lists and that still have the bytes it says."""
+def note(entry: ShardEntry, tokenizer: Path, out: Path) -> None:
+    """Enter a finished shard in the journal, with the checksum of the tokenizer by which its captions were measured and cut."""
+    write_json(out / JOURNAL / f"{entry.file}.json", {**asdict(entry), "tokenizer": sha256_of(tokenizer / "tokenizer.json")})
+
+
+def finished(files: list[str], tokenizer: Path, out: Path) -> dict[str, ShardEntry]:
+    """Shards that the journal lists as made with this tokenizer and that still have the bytes it says."""
+    made_with = sha256_of(tokenizer / "tokenizer.json")
     found = {}
     for file in files:
-        path, note = out / file, out / JOURNAL / f"{file}.json"
-        if note.exists() and path.exists():
-            entry = ShardEntry(**_read(note))
-            if path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256:
+        path, noted = out / file, out / JOURNAL / f"{file}.json"
+        if noted.exists() and path.exists():
+            told = _read(noted)
+            same = told.pop("tokenizer", "") == made_with
+            entry = ShardEntry(**told)
+            if same and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256:
                 found[file] = entry
     return found
 

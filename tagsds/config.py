@@ -73,11 +73,22 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
-    """The resolved configuration of a recipe (a name in tagsds/recipes or a YAML file) and key=value overrides."""
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe: a name in tagsds/recipes, or a YAML file."""
     path = Path(recipe) if recipe.endswith(".yaml") else RECIPES / f"{recipe}.yaml"
     if not path.is_file():
         raise UserError(f"no recipe '{recipe}': {nearest(recipe, recipe_names())}")
+    return path
+
+
+def family(recipe: str) -> list[str]:
+    """Names of the recipes that a recipe consists of: the bases before those based on them."""
+    return [Path(where).stem for _, where in _with_parents(recipe_path(recipe))]
+
+
+def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
+    """The resolved configuration of a recipe (a name in tagsds/recipes or a YAML file) and key=value overrides."""
+    path = recipe_path(recipe)
     try:
         config = _merged(path, overrides or [])
     except OmegaConfBaseException as error:  # of an interpolation, wherever its value is looked at

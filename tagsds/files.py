@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -29,7 +30,8 @@ AGAIN = "correct it, or copy it again"
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open for writing beside `path`; the file takes its name only once it is complete and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a dying worker of a killed run cannot collide
+    # a dying worker of a killed run cannot collide, nor a process with this number on another machine
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
         yield stream
         stream.flush()

@@ -46,6 +46,15 @@ def build_model(config: RunConfig, manifest: Manifest, vocab: Vocabulary) -> Uni
 
 def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) -> None:
     """Nothing that is there is overwritten: an output folder with a run in it is resumed, with the same settings, or refused."""
+    check_output(output, config, resume)
+    world.wait()  # all ranks have looked before the first writes
+    if world.is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, output / "config.yaml")
+
+
+def check_output(output: Path, config: RunConfig, resume: bool) -> None:
+    """UserError where the output folder holds a run and this is none that goes on with it."""
     saved = output / "config.yaml"
     if saved.is_file():
         if not resume:
@@ -55,10 +64,15 @@ def prepare_output(output: Path, config: RunConfig, resume: bool, world: World) 
                 f"--resume with other settings than {saved} has: {', '.join(changed)}; repeat the settings of its first start, "
                 "or name another --output."
             )
-    world.wait()  # all ranks have looked before the first writes
-    if world.is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        save_config(config, saved)
+
+
+def validates(config: RunConfig) -> bool:
+    """Whether the run measures recall on its way. UserError where it should and trains nothing that ranks."""
+    if not 0 < config.validate.every <= config.optimiser.steps:
+        return False
+    if not OBJECTIVES[config.objective].ranks:
+        raise UserError(f"validate.every={config.validate.every}: objective {config.objective} trains no ranking; set it to 0.")
+    return True
 
 
 def different_settings(saved: Path, config: RunConfig) -> list[str]:

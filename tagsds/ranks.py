@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -149,8 +149,30 @@ def keep_float32_exact() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def describe_process(env: MutableMapping[str, str]) -> None:
+    """Fill in RANK, LOCAL_RANK and WORLD_SIZE where no launcher has: from SLURM's variables under `srun`, else alone.
+
+    A batch script has SLURM_PROCID=0 and SLURM_NTASKS of the whole job too, but is no task of a step: what it starts is alone.
+    """
+    if "RANK" in env:
+        return
+    tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in env else "1"
+    if tasks != "1":
+        if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
+            raise UserError(
+                f"srun started {tasks} tasks without MASTER_ADDR and MASTER_PORT; export both in the batch script "
+                "(the first node's name and a free port), or start one task a node through the deepspeed launcher."
+            )
+        env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=tasks)
+        return
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    env.update({key: env.get(key, value) for key, value in alone.items()})
+
+
 def start_world() -> World:
-    """Join the processes of torchrun or deepspeed (WORLD_SIZE, RANK, LOCAL_RANK) on this one's device."""
+    """Join the processes of torchrun, deepspeed or srun on this one's device."""
+    if "SLURM_STEP_ID" in os.environ:
+        describe_process(os.environ)
     device = claim_device()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         # Collectives come after the scoring of a whole split, so the slowest rank may be long in coming.

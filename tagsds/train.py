@@ -53,7 +53,7 @@ from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES, Objective
 from tagsds.objectives.retrieval.examples import as_markdown
-from tagsds.prepare import batch_size, build_model, card_of, flat, prepare_output, tokens_of_pair
+from tagsds.prepare import batch_size, build_model, card_of, flat, prepare_output, tokens_of_pair, validates
 from tagsds.ranks import World
 from tagsds.scoring.registry import scorer_of
 
@@ -153,9 +153,7 @@ def assemble(args: argparse.Namespace) -> Parts:
             print(changed, flush=True)
     state.pairs, state.slots = config.batch.pairs, config.batch.accumulation * world.size
     validation = None
-    if 0 < config.validate.every <= config.optimiser.steps:
-        if not kind.ranks:
-            raise UserError(f"validate.every={config.validate.every}: objective {config.objective} trains no ranking; set it to 0.")
+    if validates(config):
         validation = Validation(config.validate, model, manifest, tokenizer, world, stage)
     return Parts(
         config, world, manifest, tokenizer, source, model, objective, engine, checkpoints, offline, validation, state, watchdog,

@@ -12,12 +12,11 @@ from omegaconf import OmegaConf
 from tagsds.config import as_dict, load_config, save_config
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
-from tagsds.engine.build import describe_process
 from tagsds.errors import UserError
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.matchers import VSRN
 from tagsds.prepare import batch_size, build_model, different_settings, prepare_output
-from tagsds.ranks import World
+from tagsds.ranks import World, describe_process
 
 SIZES = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=64"]
 
@@ -128,14 +127,22 @@ def test_what_was_asked_for_is_compared_on_resume(tmp_path: Path) -> None:
 
 
 def test_processes_of_srun_find_each_other() -> None:
-    env = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+    master = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+    task = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
+    env = task | master
     describe_process(env)
     assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) == ("3", "1", "4")
+    part = task | master | {"SLURM_STEP_NUM_TASKS": "6"}  # a step may have another number of tasks than its job
+    describe_process(part)
+    assert (part["RANK"], part["WORLD_SIZE"]) == ("3", "6")
+    script = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"} | master  # the batch script itself is no task
+    describe_process(script)
+    assert (script["RANK"], script["WORLD_SIZE"]) == ("0", "1")
     alone: dict[str, str] = {}
     describe_process(alone)
     assert (alone["RANK"], alone["WORLD_SIZE"], alone["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
     with pytest.raises(UserError, match="4 tasks without MASTER_ADDR"):
-        describe_process({"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"})
+        describe_process(task)
 
 
 VSRN_SIZES = ["matcher.embed_size=8", "matcher.word_size=6", "matcher.graph_layers=1", "matcher.caption_hidden=5"]

@@ -22,26 +22,9 @@ from tagsds.config import OptimiserConfig
 from tagsds.engine.ds_config import offloads
 from tagsds.engine.guard import StepGuard
 from tagsds.errors import UserError
-from tagsds.ranks import World, claim_device, current_world
+from tagsds.ranks import World, claim_device, current_world, describe_process
 
 COMPILATION_MINUTES = 15  # one takes 40 s to 2 minutes
-
-
-def describe_process(env: MutableMapping[str, str]) -> None:
-    """Fill in RANK, LOCAL_RANK and WORLD_SIZE where no launcher has: from SLURM's variables under `srun`, else alone."""
-    if "RANK" in env:
-        return
-    tasks = env.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in env else "1"
-    if tasks != "1":
-        if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
-            raise UserError(
-                f"srun started {tasks} tasks without MASTER_ADDR and MASTER_PORT; export both in the batch script "
-                "(the first node's name and a free port), or start one task a node through the deepspeed launcher."
-            )
-        env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=tasks)
-        return
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    env.update({key: env.get(key, value) for key, value in alone.items()})
 
 
 def init_distributed() -> World:

@@ -25,6 +25,15 @@ from tagsds.ranks import World
 from tagsds.scoring.mining import search_bank
 
 
+def read_candidates(config: RunConfig, manifest: Manifest) -> Candidates:
+    """Those that the run was given. UserError where there are none, or they are not of this corpus, or too few."""
+    if not config.offline.candidates:
+        raise UserError("the recipe draws offline negatives; give offline.candidates=FOLDER, which tagsds-mine writes.")
+    candidates = Candidates.read(Path(config.offline.candidates), manifest, config.data.split)
+    OBJECTIVES[config.objective].check_candidates(config, candidates)
+    return candidates
+
+
 class OfflineSource:
     """`at(step)` -> candidates. With `offline.remine_every` = N, the candidates of steps kN .. kN + N - 1 (k > 0) are found with
     the weights after kN steps, as `REMINERS` says for the model's way of scoring. They are kept in the run's folder as long as a
@@ -36,8 +45,6 @@ class OfflineSource:
     ) -> None:  # fmt: skip
         self.config, self.manifest, self.model, self.scorer = config.offline, manifest, model, scorer
         self.split, self.folder, self.world = config.data.split, output / "candidates", world
-        if not self.config.candidates:
-            raise UserError("the recipe draws offline negatives; give offline.candidates=FOLDER, which tagsds-mine writes.")
         if not source.whole:
             raise UserError(
                 f"offline candidates number the whole split '{self.split}', which data.max_gib={config.data.max_gib} does not "
@@ -51,8 +58,7 @@ class OfflineSource:
         self.reminer = REMINERS[model.scored_by]
         if self.config.remine_every and zero_stage == 3 and not self.reminer.under_zero3:
             raise UserError(f"offline.remine_every of {model.kind} needs ZeRO stage 0, 1 or 2; take another DeepSpeed file.")
-        self.mined = Candidates.read(Path(self.config.candidates), manifest, self.split)
-        OBJECTIVES[config.objective].check_candidates(config, self.mined)
+        self.mined = read_candidates(config, manifest)
         self._loaded: tuple[int, Candidates] = (0, self.mined)
 
     def at(self, step: int, bank: Bank) -> Candidates:

@@ -44,8 +44,12 @@ class Hard:
 
 def check_size(bank: Bank, count: int, folder: str) -> None:
     """A corpus must hold `count` other images, and captions of other images, for every image."""
-    captions = bank.num_captions - int(bank.captions_of_image.lengths.max())
-    have = min(bank.num_images - 1, captions)
+    check_counts(bank.num_images, bank.num_captions, int(bank.captions_of_image.lengths.max()), count, folder)
+
+
+def check_counts(images: int, captions: int, most: int, count: int, folder: str) -> None:
+    """The same by numbers: `images` with `captions` in all, `most` of one image."""
+    have = min(images - 1, captions - most)
     if have < count:
         raise UserError(
             f"{folder}: a pair needs {count} negatives but the corpus holds {have} other images or captions; "
