@@ -7,6 +7,8 @@ its name; `latest` moves last. `tagsds.engine.resume` reads it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
 import time
@@ -99,7 +101,7 @@ class Checkpoints:
     def _publish(self, about: dict[str, Any]) -> int:
         step = about["step"]
         aside, folder = self.folder / f"step{step}{SAVING}", self.folder / f"step{step}"
-        write_json(aside / "about.json", about)
+        write_json(aside / "about.json", about | {"check": digest_of(about)})
         shutil.rmtree(folder, ignore_errors=True)  # of a life of the run before the checkpoint that it was resumed from
         aside.rename(folder)
         write_text(self.folder / "latest", f"step{step}")
@@ -123,6 +125,12 @@ class Checkpoints:
                 f"the last whole one is {last}. Make room there: the next is tried at the usual step.",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+
+
+def digest_of(about: dict[str, Any]) -> str:
+    """Of an about.json's contents, but for the digest itself: so a damaged one is known, too."""
+    rest = {key: value for key, value in about.items() if key != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def steps_in(folder: Path) -> list[int]:

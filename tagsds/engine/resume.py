@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagsds.engine.checkpoint import steps_in
+from tagsds.engine.checkpoint import digest_of, steps_in
 from tagsds.engine.state import VERSION, TrainState
 from tagsds.engine.universal import convert, load_universal
 from tagsds.engine.weights import set_others
@@ -81,8 +81,8 @@ def read_about(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         wrong = "" if isinstance(about, dict) and isinstance(about.get("files", {}), dict) else "it is no JSON object"
-        if not wrong and not all(isinstance(about.get(key, 0), int) for key in ("step", "version", "ranks", "zero_stage")):
-            wrong = "its numbers are none"
+        if not wrong and ("check" in about or "files" in about) and about.get("check") != digest_of(about):
+            wrong = "it is damaged"
     except FileNotFoundError:
         wrong = "it is missing"
     except (OSError, ValueError, RecursionError) as error:

@@ -6,44 +6,20 @@ import errno
 import json
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo
 
 from tagsds.engine import writer as module
-from tagsds.engine.checkpoint import Checkpoints
+from tagsds.engine.checkpoint import Checkpoints, digest_of
 from tagsds.engine.resume import find, keep_true_pairs
 from tagsds.engine.state import VERSION, TrainState
 from tagsds.engine.writer import on_host
 from tagsds.errors import UserError
 from tagsds.ranks import World
 from tagsds.training_settings import BatchConfig
-
-
-class Engine:
-    """Stores two files as DeepSpeed does."""
-
-    module = SimpleNamespace(model=torch.nn.Linear(2, 2))
-    checkpoint_engine: Any = None
-
-    def save_checkpoint(self, folder: str, tag: str, client_state: dict, save_latest: bool) -> None:
-        info = CheckpointCommitInfo(tag=tag, save_dir=folder, save_latest=save_latest)
-        self.checkpoint_engine.create(info)
-        step = client_state["tagsds"]["step"]
-        for name in ("model.pt", "optimiser.pt"):
-            self.checkpoint_engine.save({"weights": torch.full((3000,), float(step))}, f"{folder}/{tag}/{name}")
-        self.checkpoint_engine.commit(info)
-
-
-def saved(output: Path, *steps: int, keep: int = 0, best_step: int = 0) -> Checkpoints:
-    checkpoints = Checkpoints(Engine(), output, World(), keep)
-    for step in steps:
-        checkpoints.begin(TrainState(step=step, best_step=best_step))
-        checkpoints.settle()
-    return checkpoints
+from tests.engine.stored import Engine, saved
 
 
 def names(output: Path) -> list[str]:
@@ -96,8 +72,9 @@ def damage(path: Path) -> None:
         (lambda folder: (folder / "about.json").write_bytes(b"\xff"), "about.json cannot be read"),
         (lambda folder: (folder / "about.json").write_text("[" * 100000), "about.json cannot be read"),
         (lambda folder: (folder / "about.json").unlink(), "about.json cannot be read"),
+        (lambda folder: damage(folder / "about.json"), "about.json cannot be read"),
     ],
-    ids=["flipped", "cut", "gone", "no-text", "nested", "no-about"],
+    ids=["flipped", "cut", "gone", "no-text", "nested", "no-about", "flipped-about"],
 )
 def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path, capsys, break_it, sentence: str) -> None:
     saved(tmp_path, 2, 4)
@@ -120,7 +97,8 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path, caps
 def test_another_format_is_refused(tmp_path: Path, version: int, sentence: str) -> None:
     saved(tmp_path, 2)
     path = tmp_path / "checkpoints" / "step2" / "about.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+    about = json.loads(path.read_text()) | {"version": version}
+    path.write_text(json.dumps(about | {"check": digest_of(about)}))
     with pytest.raises(UserError, match=sentence):
         find(tmp_path, World())
 

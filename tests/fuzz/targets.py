@@ -25,6 +25,7 @@ from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.data.wordpiece import wordpiece_tokenizer
 from tagsds.engine.ds_config import offloads, read_ds_config, zero_stage
+from tagsds.engine.resume import find
 from tagsds.evaluators.edits import Edits, EditsSettings
 from tagsds.evaluators.pairs_file import read_pairs
 from tagsds.evaluators.protocol import Plan
@@ -37,10 +38,12 @@ from tagsds.models.convert import run as convert
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.published.words import read_words
 from tagsds.prepare import different_settings, pairs_of
+from tagsds.ranks import World
 from tagsds.report import write_report
 from tests import tiny_corpus as tiny
 from tests.candidates import candidates_of, write_candidates
 from tests.data.corpus import write_corpus
+from tests.engine.stored import saved
 from tests.models import published_matchers, published_uniter
 from tests.models.matcher_world import matcher_of
 
@@ -441,6 +444,17 @@ def load_deepspeed(folder: Path) -> Any:
     return found, [(zero_stage(ds), offloads(ds)) for ds in found.values()]
 
 
+def make_checkpoint(folder: Path) -> None:
+    saved(folder, 4)
+
+
+def load_checkpoint(folder: Path) -> Any:
+    """What `--resume` takes: every file is held against its checksum before DeepSpeed unpickles it."""
+    found = find(folder, World())
+    assert found is not None
+    return found.about, {path.name: path.read_bytes() for path in sorted(found.folder.glob("*.pt"))}
+
+
 TARGETS: tuple[Target, ...] = (
     Target("manifest", make_corpus, load_manifest, ("manifest.json",), weight=4),
     Target("shards", make_corpus, load_corpus, ("*.tar",), guarded=True),
@@ -470,6 +484,5 @@ TARGETS: tuple[Target, ...] = (
     Target("recipe", make_recipe, load_recipe, ("*.yaml",), weight=4),
     Target("saved settings", make_settings, load_settings, ("config.yaml",), weight=2),
     Target("DeepSpeed file", make_deepspeed, load_deepspeed, ("*.json",), weight=2),
-    # Training checkpoints (OUTPUT/checkpoints/step<N>) belong here once they carry checksums: `make` trains one step and saves,
-    # `load` resumes from it through tagsds.engine.checkpoint, damaged=("checkpoints/*/*",), guarded=True.
+    Target("checkpoint of a run", make_checkpoint, load_checkpoint, ("checkpoints/*/*",), guarded=True, weight=3),
 )  # fmt: skip
