@@ -81,7 +81,7 @@ def read_about(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         wrong = "" if isinstance(about, dict) and isinstance(about.get("files", {}), dict) else "it is no JSON object"
-        if not wrong and not {"step", "ranks", "zero_stage"} <= about.keys():
+        if not wrong and not all(isinstance(about.get(key), int) for key in ("step", "ranks", "zero_stage")):
             wrong = "it is of something else"
         if not wrong and ("check" in about or "files" in about) and about.get("check") != digest_of(about):
             wrong = "it is damaged"
