@@ -288,7 +288,7 @@ def _read_index(path: Path) -> dict[str, Any] | None:
         index = json.loads(path.read_text(encoding="utf-8"))
         check = index.pop("check")
         return index if check == _digest(index) and FORMAT.items() <= index.items() else None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 
 

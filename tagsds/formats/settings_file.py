@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -23,11 +24,21 @@ def read_settings(path: Path, remedy: str = "correct it") -> DictConfig:
     try:
         check_size(text)
         settings = OmegaConf.load(io.StringIO(text))
+        check_numbers(OmegaConf.to_container(settings))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:300].rstrip('.')}; {remedy}.") from error
     if not isinstance(settings, DictConfig):
         raise UserError(f"{path} holds no mapping of keys to values; {remedy}.")
     return settings
+
+
+def check_numbers(value: Any) -> None:
+    """ValueError for a whole number of more than 63 bits: some of them cannot even be printed."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            check_numbers(one)
+    elif isinstance(value, int) and abs(value) >> 63:
+        raise ValueError("a whole number in it has more than 63 bits")
 
 
 def check_size(text: str) -> None:
