@@ -1,7 +1,8 @@
 """TAGS-DC under one combination of DeepSpeed's settings after another, in one process group: the words of the command line are the
 data folder, a JSON with a list of jobs, and the file in which rank 0 leaves a list of what each gave.
 
-A job is {"cell": ..., "settings": ["key=value", ...], "steps": n}; a cell names ZeRO stage, offload ("", "optimizer", "both"),
+A job is {"cell": ..., "settings": ["key=value", ...], "steps": n}, with "weights_after" a step where not the last one's weights
+are wanted, "count" where memory is, "deepspeed" for further keys of the file. A cell names ZeRO stage, offload ("", "optimizer", "both"),
 precision (fp32, bf16, fp16), micro-batches of a step, and activation checkpointing.
 """
 
@@ -92,7 +93,7 @@ def resident() -> int:
 
 
 def run(data: str, job: dict[str, Any], world: World, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The losses of all micro-batches, the weights after the last step, and the memory that it took."""
+    """The losses of all micro-batches, the weights after the last step or `weights_after`, and the memory that it took."""
     cell = Cell(**job["cell"])
     config = load_config("published-base", [*job["settings"], *cell.settings()])
     manifest = read_manifest(data)
@@ -129,11 +130,14 @@ def run(data: str, job: dict[str, Any], world: World, folder: Path) -> tuple[dic
                 if micro + 1 == batch.accumulation:
                     memory_of_backward = memory.live
                 engine.step()
+            if step + 1 == job.get("weights_after", job["steps"]) and not counted:
+                weights = whole_state(model, zero_stage(ds))
         gc.collect()
         rest, peak = memory.live, memory.peak
     found = {"losses": losses, "rest": rest, "before_step": memory_of_backward, "peak": peak, "resident": resident() - before,
              "trained": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)}  # fmt: skip
-    weights = whole_state(model, zero_stage(ds))
+    if counted:
+        weights = whole_state(model, zero_stage(ds))
     engine.destroy()
     if not counted:
         found["moved"] = distance(weights, begun)
