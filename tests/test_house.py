@@ -57,6 +57,13 @@ def test_single_device_code_knows_nothing_of_ranks(folder):
         assert "distributed" not in attributes, name_of(path)
 
 
+def test_nothing_is_measured_on_a_clock_that_can_be_set():
+    """Dates for people come from it, and the age of a file; limits, waits and speeds do not."""
+    wall = ("time.time(", "datetime.now(", "datetime.utcnow(")
+    users = {name_of(path) for path in sources() if any(word in path.read_text() for word in wall)}
+    assert users == {"tagsds/report.py", "tagsds/provenance.py", "tagsds/engine/build.py"}
+
+
 def test_files_stay_short():
     long = {name_of(path): n for path in sources() if (n := len(path.read_text().splitlines())) > LONGEST}
     assert long == {}

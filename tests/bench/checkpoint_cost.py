@@ -2,9 +2,9 @@
 
     python -m tests.bench.checkpoint_cost --output FOLDER [--hidden 512 --layers 8]
 
-Two ranks, ZeRO 1, the embedded world; a checkpoint every 5 of 20 steps, written in the background, in the loop, and not at all. Prints
-seconds from the launch to the first step, seconds a step, seconds that a checkpoint holds the loop up, and the share of the loop's time
-that was spent waiting for data and for checkpoints.
+Two ranks, ZeRO 1, the embedded world; a checkpoint every 5 of 20 steps, written in the background, in the loop, and not at all.
+Prints seconds from the launch to the first step, seconds a step, seconds that a checkpoint holds the loop up, and the share of the
+loop's time that was spent waiting for data.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         "in the background": [f"log.checkpoint_every={EVERY}"],
         "in the loop": [f"log.checkpoint_every={EVERY}", "log.checkpoint_in_background=false"],
     }
-    print("| checkpoints | launch to first step, s | s a step | MiB each | a checkpoint holds the loop up, s | waiting for data, % |")
+    print("| checkpoints | launch to first step, s | s a step | MiB each | one holds the loop up, s | waiting for data, % |")
     print("|---|---|---|---|---|---|")
     found = {}
     for number, (name, settings) in enumerate(kinds.items()):
@@ -64,7 +64,8 @@ def main() -> None:
         count = STEPS // EVERY - 1  # the last one is at the end, behind the last row
         held = "-" if name == "none" else f"{got['checkpoints'] / count:.2f}"
         share = 100 * got["data"] / got["loop"]
-        print(f"| {name} | {got['first']:.1f} | {got['loop'] / (STEPS - 1):.2f} | {got['mib']:.0f} | {held} | {share:.2f} |", flush=True)
+        a_step = got["loop"] / (STEPS - 1)
+        print(f"| {name} | {got['first']:.1f} | {a_step:.2f} | {got['mib']:.0f} | {held} | {share:.2f} |", flush=True)
     (args.output / "costs.json").write_text(json.dumps(found, indent=1))
 
 

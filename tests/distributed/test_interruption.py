@@ -101,3 +101,16 @@ def test_sigterm_and_a_time_limit_under_torchrun(world: Path, whole: Path, tmp_p
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed[-3000:]
     equal(run, whole)
+
+
+def test_a_rank_that_is_killed_ends_all(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = launch.start(world, run, "ds_configs/zero1.json", [*SETTINGS, "optimiser.steps=2000"], ranks=2)
+    wait_for_rows(process, run, 2)
+    ranks = ranks_of(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    begin = time.monotonic()
+    process.communicate(timeout=120)
+    assert process.returncode != 0 and time.monotonic() - begin < 90
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in ranks.values())
+    assert list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{launch.port_of(process)}_*")) == []
