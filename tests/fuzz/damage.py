@@ -248,7 +248,7 @@ def npy_file(rng: Random, data: bytes, others: Sequence[bytes]) -> bytes:
             array = array.astype(rng.choice(("<f8", "<f4", "<f2", ">f2", "i4", "u1", "?", "U8", "S8", "c8", "<i8", "m8[s]")))
         elif how == 2 and array.size:
             array = array.copy()
-            numbers = (-2, 2, 100) if array.dtype.kind == "i" else (np.nan, np.inf, -1, 2)
+            numbers = {"i": (-2, 2, 100), "u": (0, 2, 100)}.get(array.dtype.kind, (np.nan, np.inf, -1, 2))
             array.reshape(-1)[rng.randrange(array.size)] = rng.choice(numbers)
         else:
             shapes = (array[:-1], array[:, :-1] if array.ndim > 1 else array, array.T, array.reshape(-1), array[None], array[:0],
