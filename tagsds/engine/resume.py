@@ -138,7 +138,12 @@ def keep_true_pairs(batch: BatchConfig, found: Found, world: World, whole: bool)
             f"{found.folder} has {total} true pairs a step ({slots} micro-batches of {pairs}), which {world.size} rank(s) x "
             f"batch.pairs={batch.pairs} do not divide; resume with ranks and batch.pairs whose product divides {total}."
         )
-    batch.accumulation = total // (batch.pairs * world.size)
+    asked, batch.accumulation = batch.accumulation, total // (batch.pairs * world.size)
+    if asked not in (batch.accumulation, slots // ranks):
+        raise UserError(
+            f"batch.accumulation={asked} would change the {total} true pairs a step of {found.folder}; leave it out "
+            f"({batch.accumulation} follows from {world.size} rank(s) x batch.pairs={batch.pairs}), or start a new run."
+        )
     now, then = (batch.pairs, batch.accumulation, world.size), (pairs, slots // ranks, ranks)
     if now == then:
         return ""

@@ -17,6 +17,7 @@ from tagsds.data.source import BankSource
 from tagsds.errors import UserError
 from tagsds.formats.candidates import check_numbers
 from tagsds.formats.manifest import Manifest, read_manifest
+from tagsds.ranks import World
 from tagsds.scoring.search import Stored
 from tests.conftest import pack
 
@@ -78,7 +79,7 @@ def test_the_shards_of_a_window_are_drawn_once_a_pass(monkeypatch: pytest.Monkey
     manifest = Manifest(Path("none"), 2048, 0, [], 30000, 100, 60, {"train": {"shards": shards}})
     monkeypatch.setattr("tagsds.data.source.read_manifest", lambda folder: manifest)
     config = load_config("published-base", ["data.max_gib=56"]).data
-    source = BankSource("none", config, 1, 3, 8, torch.device("cpu"), False)
+    source = BankSource("none", config, 1, World(3, 8))
     begin = time.process_time()
     window = source.window(7)
     assert time.process_time() - begin < 1.0

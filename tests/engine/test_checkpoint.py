@@ -156,7 +156,7 @@ class Ranks(World):
 def test_the_true_pairs_of_a_step_are_kept(tmp_path: Path, pairs: int, ranks: int, accumulation: int, sentence: str) -> None:
     """24 true pairs a step: 4 x 3 micro-batches x 2 ranks."""
     found = found_of(tmp_path)
-    batch = BatchConfig(pairs=pairs, accumulation=99)
+    batch = BatchConfig(pairs=pairs, accumulation=3)  # as the recipe has it
     said = keep_true_pairs(batch, found, Ranks(ranks), whole=True)
     assert batch.accumulation == accumulation and (said == "" if not sentence else sentence in said)
 
@@ -171,5 +171,7 @@ def found_of(output: Path) -> Any:
 def test_what_does_not_divide_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"24 true pairs a step \(6 micro-batches of 4\), which 5 rank.* do not divide"):
         keep_true_pairs(BatchConfig(pairs=4), found_of(tmp_path), Ranks(5), whole=True)
+    with pytest.raises(UserError, match=r"accumulation=5 would change the 24 true pairs a step .*6 follows from 1 rank"):
+        keep_true_pairs(BatchConfig(pairs=4, accumulation=5), found_of(tmp_path), Ranks(1), whole=True)
     with pytest.raises(UserError, match=r"windows of its own; resume with 2, or raise data.max_gib"):
         keep_true_pairs(BatchConfig(pairs=4), found_of(tmp_path), Ranks(1), whole=False)
