@@ -126,7 +126,7 @@ def lines(found: Estimate, flop_a_second: float, source: str) -> list[str]:
         "",
         f"time: {steps:,} steps = {epochs:,.1f} epochs; {found.flop * batch.accumulation:.3g} FLOP a step and rank / "
         f"{flop_a_second / 1e12:.3g} TFLOP/s ({source}) = {hours * 3600 / steps:.3g} s a step, {hours:,.2f} hours of operations",
-        "(more than it is: all refills count as scored, where the filters drop some; less: a step does not reach this rate, and waits)",
+        "(too much: all refills count as scored, though filters drop some; too little: a step does not reach this rate, and waits)",
     ]
     return out
 
