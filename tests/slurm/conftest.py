@@ -20,7 +20,7 @@ def cluster() -> Iterator[Cluster]:
     folder.chmod(0o755)
     log = folder / "up.log"
     with open(log, "w") as stream:  # a pipe would be kept open by the daemons
-        up = subprocess.run([SCRIPT, "up", folder, str(len(NODES)), str(free_ports(3))], stdout=stream, stderr=stream)
+        up = subprocess.run([SCRIPT, "up", folder, str(len(NODES)), str(free_ports(1 + len(NODES)))], stdout=stream, stderr=stream)
     try:
         assert up.returncode == 0, log.read_text()
         yield Cluster(folder)

@@ -1,4 +1,4 @@
-"""A SLURM of two virtual nodes on this machine, and jobs on it."""
+"""A SLURM of three virtual nodes on this machine, and jobs on two of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = Path(__file__).parent / "cluster.sh"
-NODES = ("tagsds-node1", "tagsds-node2")
+NODES = ("tagsds-node1", "tagsds-node2", "tagsds-node3")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 TINY = [
