@@ -143,7 +143,7 @@ ARGUMENTS = ["--estimate", "--recipe", "published-base", "--deepspeed_config", "
 def test_recipes_of_each_kind(world: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     train.main([*ARGUMENTS, "--data", str(world), "--ranks", "8", "--recipe", recipe])
     said = capsys.readouterr().out
-    assert all(text in said for text in ("frozen", "memory of a rank", "Adam's two moments", "checkpoints", "hours at the least"))
+    assert all(text in said for text in ("frozen", "memory of a rank", "Adam's two moments", "checkpoints", "hours of operations"))
     assert ("offline candidates" in said) == ("aoq" in recipe)
 
 

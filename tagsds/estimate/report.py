@@ -125,8 +125,8 @@ def lines(found: Estimate, flop_a_second: float, source: str) -> list[str]:
     out += [
         "",
         f"time: {steps:,} steps = {epochs:,.1f} epochs; {found.flop * batch.accumulation:.3g} FLOP a step and rank / "
-        f"{flop_a_second / 1e12:.3g} TFLOP/s ({source}) = {hours * 3600 / steps:.3g} s a step, {hours:,.2f} hours at the least",
-        "(every written sentence counts as scored, no communication, no reading: a bound from operations alone)",
+        f"{flop_a_second / 1e12:.3g} TFLOP/s ({source}) = {hours * 3600 / steps:.3g} s a step, {hours:,.2f} hours of operations",
+        "(too much: all refills count as scored, though filters drop some; too little: a step does not reach this rate, and waits)",
     ]
     return out
 

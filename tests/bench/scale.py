@@ -123,7 +123,7 @@ ROWS: list[tuple[str, Callable[[Scale], str]]] = [
     ("pairs of a window that its 500 steps take", lambda s: f"{100 * 16000 / (s.per_window * SHARD * PER_IMAGE):.1f} %"
      if s.windowed else "all"),
     ("steps of an epoch, tokens of its true pairs", lambda s: f"{s.steps:,.0f}, {s.captions * s.corpus.tokens:.3g}"),
-    ("TAGS, an epoch on 8 GPUs at 100 TFLOP/s, at the least", lambda s: long(s.steps * step_flop(s) / GPU)),
+    ("operations of TAGS: an epoch on 8 GPUs at 100 TFLOP/s", lambda s: long(s.steps * step_flop(s) / GPU)),
     ("sampler: a permutation of all captions, int64", lambda s: size(8 * s.captions) if not s.windowed else
      f"{size(8 * s.per_window * SHARD * PER_IMAGE)} (a window's)"),
     ("mining: vectors on disk, width 1024", lambda s: size(4 * WIDTH * (s.images + s.captions))),

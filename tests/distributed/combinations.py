@@ -1,9 +1,9 @@
 """TAGS-DC under one combination of DeepSpeed's settings after another, in one process group: the words of the command line are the
 data folder, a JSON with a list of jobs, and the file in which rank 0 leaves a list of what each gave.
 
-A job is {"cell": ..., "settings": ["key=value", ...], "steps": n}, with "weights_after" a step where not the last one's weights
-are wanted, "count" where memory is, "deepspeed" for further keys of the file. A cell names ZeRO stage, offload ("", "optimizer",
-"both"), precision (fp32, bf16, fp16), micro-batches of a step, and activation checkpointing.
+A job is {"cell": ..., "settings": ["key=value", ...], "steps": n}, with "weights_after" a step where not the last one's
+weights are wanted, "count" where memory is, "deepspeed" for further keys of the file. A cell names ZeRO stage, offload ("",
+"optimizer", "both"), precision (fp32, bf16, fp16), micro-batches of a step, and activation checkpointing.
 """
 
 from __future__ import annotations
