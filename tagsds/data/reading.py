@@ -56,52 +56,51 @@ def read_into(
     """Append the shards (or their first images) to the columns, shard by shard: one shard's captions are in memory at a time."""
     tokenizer = corpus_tokenizer(manifest)
     left = sum(shard["samples"] for shard in shards) if first is None else first
-    bar = tqdm(total=left, desc="load", unit="image", disable=not progress, leave=False)
     seen: set[str] = set()
-    for shard in shards:
-        path = check_shard(manifest.folder, shard, checksum)
-        keys: list[str] = []
-        captions: list[dict[str, Any]] = []
-        region_lengths, caption_lengths = [], []
-        for sample in read_samples([path]):
-            if first is not None and left == 0:
-                break
-            key, where = sample["__key__"], f"{path}, sample {sample['__key__']}"
-            if key in seen:
-                raise UserError(f"{where} is in the corpus twice; {AGAIN}.")
-            seen.add(key)
-            arrays = arrays_of(sample, where, manifest, columns)
-            own = captions_of(sample, where, len(tokenizer))
-            for name, array in arrays.items():
-                columns[name].add(array)
-            captions.extend(own)
-            caption_lengths.append(len(own))
-            region_lengths.append(len(arrays["regions"]))
-            keys.append(key)
-            left -= 1
-            bar.update()
-        if first is None or left > 0:  # else the shard was not read to its end
-            for name, found in (("samples", len(keys)), ("captions", len(captions)), ("regions", sum(region_lengths))):
-                if found != shard[name]:
-                    raise UserError(f"{path} holds {found} {name} where the manifest says {shard[name]}; {AGAIN}.")
-        texts = [caption["text"] for caption in captions]
-        spans, imported = [caption.get("spans", []) for caption in captions], [caption.get("ids") for caption in captions]
-        try:
-            tokens, span_rows = tokenize(tokenizer, texts, spans, imported)
-        except Exception as error:  # the tokenizers library raises plain Exceptions
-            raise UserError(f"{manifest.folder / 'tokenizer'} cannot tokenise {path} ({first_line(error)}); {AGAIN}.") from error
-        check_tokens(tokens, len(tokenizer), manifest)
-        strings = {"text": texts, "key": keys, "caption_id": [str(caption.get("id", "")) for caption in captions]}
-        for name, ragged in (("token", tokens), ("span", span_rows)):
-            columns[f"{name}s"].add(ragged.values.numpy())
-            columns[f"{name}_lengths"].add(ragged.lengths.numpy())
-        for name, values in strings.items():
-            data, lengths = encoded(values)
-            columns[f"{name}s"].add(data)
-            columns[f"{name}_lengths"].add(lengths)
-        columns["region_lengths"].add(np.array(region_lengths, np.int64))
-        columns["caption_lengths"].add(np.array(caption_lengths, np.int64))
-    bar.close()
+    with tqdm(total=left, desc="load", unit="image", disable=not progress, leave=False) as bar:
+        for shard in shards:
+            path = check_shard(manifest.folder, shard, checksum)
+            keys: list[str] = []
+            captions: list[dict[str, Any]] = []
+            region_lengths, caption_lengths = [], []
+            for sample in read_samples([path]):
+                if first is not None and left == 0:
+                    break
+                key, where = sample["__key__"], f"{path}, sample {sample['__key__']}"
+                if key in seen:
+                    raise UserError(f"{where} is in the corpus twice; {AGAIN}.")
+                seen.add(key)
+                arrays = arrays_of(sample, where, manifest, columns)
+                own = captions_of(sample, where, len(tokenizer))
+                for name, array in arrays.items():
+                    columns[name].add(array)
+                captions.extend(own)
+                caption_lengths.append(len(own))
+                region_lengths.append(len(arrays["regions"]))
+                keys.append(key)
+                left -= 1
+                bar.update()
+            if first is None or left > 0:  # else the shard was not read to its end
+                for name, found in (("samples", len(keys)), ("captions", len(captions)), ("regions", sum(region_lengths))):
+                    if found != shard[name]:
+                        raise UserError(f"{path} holds {found} {name} where the manifest says {shard[name]}; {AGAIN}.")
+            texts = [caption["text"] for caption in captions]
+            spans, imported = [caption.get("spans", []) for caption in captions], [caption.get("ids") for caption in captions]
+            try:
+                tokens, span_rows = tokenize(tokenizer, texts, spans, imported)
+            except Exception as error:  # the tokenizers library raises plain Exceptions
+                raise UserError(f"{manifest.folder / 'tokenizer'} fails on {path} ({first_line(error)}); {AGAIN}.") from error
+            check_tokens(tokens, len(tokenizer), manifest)
+            strings = {"text": texts, "key": keys, "caption_id": [str(caption.get("id", "")) for caption in captions]}
+            for name, ragged in (("token", tokens), ("span", span_rows)):
+                columns[f"{name}s"].add(ragged.values.numpy())
+                columns[f"{name}_lengths"].add(ragged.lengths.numpy())
+            for name, values in strings.items():
+                data, lengths = encoded(values)
+                columns[f"{name}s"].add(data)
+                columns[f"{name}_lengths"].add(lengths)
+            columns["region_lengths"].add(np.array(region_lengths, np.int64))
+            columns["caption_lengths"].add(np.array(caption_lengths, np.int64))
 
 
 def check_tokens(tokens: Ragged, pieces: int, manifest: Manifest) -> None:
