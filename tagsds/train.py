@@ -335,7 +335,8 @@ def main(argv: list[str] | None = None) -> None:
             status = train(args)
 
     command(run)()
-    sys.exit(status)
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":
