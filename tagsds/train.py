@@ -21,7 +21,7 @@ from tagsds.config import RunConfig, as_dict, load_config
 from tagsds.data.bank import Bank
 from tagsds.data.shards import load_bank
 from tagsds.data.source import BankSource
-from tagsds.data.vocabulary import Vocabulary, load_tokenizer
+from tagsds.data.vocabulary import Vocabulary, corpus_tokenizer
 from tagsds.draw import Draw, seed_of
 from tagsds.engine import resume
 from tagsds.engine.build import (
@@ -119,7 +119,7 @@ def assemble(args: argparse.Namespace) -> Parts:
     config.data_folder = str(args.data)
     kind = OBJECTIVES[config.objective]
     manifest = read_manifest(args.data)
-    tokenizer = load_tokenizer(manifest.folder / "tokenizer")
+    tokenizer = corpus_tokenizer(manifest)
     vocab = Vocabulary.of(tokenizer)
     world = init_distributed()
     lock = lock_output(args.output, world)
@@ -133,6 +133,7 @@ def assemble(args: argparse.Namespace) -> Parts:
     check_size(bank, kind.random_negatives(config), args.data)
     config.batch.pairs = world.agree(batch_size(config, bank, args.output if args.resume else None))
     del bank
+    asked = config.batch.accumulation
     changed = resume.keep_true_pairs(config.batch, found, world, source.whole) if found else ""
     ds = read_ds_config(args.deepspeed_config, config, world.size, world.device.type == "cuda")
     prepare_output(args.output, config, args.resume, world)
@@ -152,6 +153,7 @@ def assemble(args: argparse.Namespace) -> Parts:
         if changed and world.is_main:
             print(changed, flush=True)
     state.pairs, state.slots = config.batch.pairs, config.batch.accumulation * world.size
+    state.accumulation = state.accumulation or asked
     validation = None
     if validates(config):
         validation = Validation(config.validate, model, manifest, tokenizer, world, stage)

@@ -139,7 +139,7 @@ def keep_true_pairs(batch: BatchConfig, found: Found, world: World, whole: bool)
             f"batch.pairs={batch.pairs} do not divide; resume with ranks and batch.pairs whose product divides {total}."
         )
     asked, batch.accumulation = batch.accumulation, total // (batch.pairs * world.size)
-    if asked not in (batch.accumulation, slots // ranks):
+    if asked not in (batch.accumulation, about.get("accumulation") or slots // ranks):
         raise UserError(
             f"batch.accumulation={asked} would change the {total} true pairs a step of {found.folder}; leave it out "
             f"({batch.accumulation} follows from {world.size} rank(s) x batch.pairs={batch.pairs}), or start a new run."

@@ -25,6 +25,7 @@ class TrainState:
     stopped         `validate.patience` ended the run at `step`
     skipped, in_a_row   steps that were left out, since a loss or a gradient was not finite; those of them at the end
     pairs, slots    true pairs of a micro-batch, and micro-batches of a step on all ranks together: their product stays
+    accumulation    batch.accumulation as the run's first start had it: settings are repeated on resuming
     ranks, zero_stage   of the run that wrote the checkpoint; another number or stage is converted
     version         of the checkpoint's format
     """
@@ -40,6 +41,7 @@ class TrainState:
     in_a_row: int = 0
     pairs: int = 0
     slots: int = 0
+    accumulation: int = 0
     ranks: int = 1
     zero_stage: int = 0
     version: int = VERSION

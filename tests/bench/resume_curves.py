@@ -4,8 +4,8 @@
 
 The embedded world, 300 training images, an encoder of 2 layers of width 64, dropout on, the retrieval baseline and TAGS-DC;
 60 steps of 24 true pairs, changed after step 20 and 40. Prints the largest relative difference of the total loss for each chain,
-and the first step at which it is above rounding: TAGS-DC draws words from probabilities, and a difference in their last bit can give
-another word.
+and the first step at which it is above rounding: TAGS-DC draws words from probabilities, and a difference in their last bit can
+give another word.
 """
 
 from __future__ import annotations

@@ -173,5 +173,11 @@ def test_what_does_not_divide_is_one_sentence(tmp_path: Path) -> None:
         keep_true_pairs(BatchConfig(pairs=4), found_of(tmp_path), Ranks(5), whole=True)
     with pytest.raises(UserError, match=r"accumulation=5 would change the 24 true pairs a step .*6 follows from 1 rank"):
         keep_true_pairs(BatchConfig(pairs=4, accumulation=5), found_of(tmp_path), Ranks(1), whole=True)
+    checkpoints = Checkpoints(Engine(), tmp_path / "chain", World(), 0)
+    checkpoints.begin(TrainState(step=2, pairs=4, slots=6, ranks=2, accumulation=6))  # begun on one rank, then resumed on two
+    checkpoints.settle()
+    batch = BatchConfig(pairs=4, accumulation=6)
+    keep_true_pairs(batch, find(tmp_path / "chain", World()), Ranks(3), whole=True)
+    assert batch.accumulation == 2
     with pytest.raises(UserError, match=r"windows of its own; resume with 2, or raise data.max_gib"):
         keep_true_pairs(BatchConfig(pairs=4), found_of(tmp_path), Ranks(1), whole=False)

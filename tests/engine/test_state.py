@@ -39,7 +39,7 @@ def test_another_figure_begins_anew() -> None:
 
 
 def test_all_of_it_comes_back() -> None:
-    state = TrainState(30, 480, "rsum", 3.0, 20, 1, True, 2, 1, pairs=4, slots=6, ranks=2, zero_stage=3)
+    state = TrainState(30, 480, "rsum", 3.0, 20, 1, True, 2, 1, pairs=4, slots=6, accumulation=6, ranks=2, zero_stage=3)
     other = TrainState()
     other.restore(state.as_dict())
     assert other == state
