@@ -15,7 +15,7 @@ SEEDS ?= 1 2
 # The venv's own ninja and launcher first, as in an activated venv: another version of ninja would compile DeepSpeed's all-reduce anew.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test check coco-boxes world install
+.PHONY: demo test test-long check coco-boxes world install
 
 install: $(STAMP)
 
@@ -32,6 +32,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 check: $(STAMP)
 	$(BIN)/ruff check .

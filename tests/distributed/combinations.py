@@ -98,7 +98,7 @@ def run(data: str, job: dict[str, Any], world: World, folder: Path) -> tuple[dic
     config = load_config("published-base", [*job["settings"], *cell.settings()])
     manifest = read_manifest(data)
     vocab = Vocabulary.of(load_tokenizer(manifest.folder / "tokenizer"))
-    source = BankSource(data, config.data, config.seed, world.rank, world.size, world.device, False, False)
+    source = BankSource(data, config.data, config.seed, world, classes=False)
     bank, _ = source.at(0)
     before = resident()
     file = folder / f"rank{world.rank}.json"

@@ -62,8 +62,15 @@ def cpu_cells(precision: str, folder: Path) -> list[Cell]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize(("precision", "count"), [("fp32", 16), ("bf16", 13)])
+@pytest.mark.parametrize(
+    ("precision", "count", "checkpointing"),
+    [
+        pytest.param("fp32", 16, False, id="fp32-kept"),
+        pytest.param("bf16", 13, True, id="bf16-recomputed"),
+        pytest.param("fp32", 16, True, id="fp32-recomputed", marks=pytest.mark.long),
+        pytest.param("bf16", 13, False, id="bf16-kept", marks=pytest.mark.long),
+    ],
+)
 def test_each_cell_of_a_cpu_equals_the_plain_run(
     world: Path, tmp_path: Path, precision: str, count: int, checkpointing: bool
 ) -> None:
