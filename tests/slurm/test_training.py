@@ -94,12 +94,11 @@ def test_a_node_that_is_lost(cluster: Cluster, chain: Path, world: Path, runs: P
     in_the_middle(cluster, job, run)
     cluster.pull(NODES[1])
     down = ["scontrol", "update", f"nodename={NODES[1]}", "state=down", "reason=lost"]
-    if told_to_slurm:
-        cluster.call(*down)
-    else:
+    if not told_to_slurm:
         until(lambda: "does not answer" in told(runs), "the script to ask the nodes")
+    # sooner or later the controller knows it too; a job that it starts on a lost node before that fails
+    cluster.call(*down)
     until(lambda: cluster.job(job)["Restarts"] == "1", "the requeue")
-    cluster.call(*down)  # sooner or later the controller knows it too, and lets the job start on other nodes
     state = cluster.finished(job)
     cluster.mend(NODES[1])
     assert state == "COMPLETED", told(runs)
