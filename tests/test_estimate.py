@@ -194,7 +194,7 @@ def test_output_is_needed_to_train(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_is_as_large_as_estimated(world: Path, tmp_path: Path) -> None:
-    """Both ranks' files together; DeepSpeed pads partitions and pickles names, and each tensor is a record of a zip: some 0.3 MB."""
+    """Both ranks' files; DeepSpeed pads partitions and pickles names, and each tensor is a record of a zip: some 0.3 MB."""
     settings = [*launch.TINY, "model.hidden_size=128", "optimiser.steps=1", "log.examples=0"]
     launch.train(world, tmp_path / "run", "ds_configs/zero2_bf16.json", settings, ranks=2)
     found = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints" / "step1").iterdir())

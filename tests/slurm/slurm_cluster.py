@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = Path(__file__).parent / "cluster.sh"
 NODES = ("tagsds-node1", "tagsds-node2", "tagsds-node3")
+LASTS_S = 15.0  # a requeued job waits 6 to 12 s
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 TINY = [
@@ -70,8 +71,17 @@ class Cluster:
         return self.job(number)["JobState"]
 
     def finished(self, number: str, seconds: float = 600) -> str:
-        """Wait for a job's end; its last state."""
-        until(lambda: self.state(number) in ENDED, f"the end of job {number}", seconds)
+        """Wait for a job's end; its last state. A job that is being requeued shows an end, too, until its nodes are done with it:
+        the end is one that lasts."""
+
+        def ended() -> bool:
+            state = self.state(number)
+            if state not in ENDED or state == "COMPLETED":
+                return state == "COMPLETED"
+            time.sleep(LASTS_S)
+            return self.state(number) in ENDED
+
+        until(ended, f"the end of job {number}", seconds)
         return self.state(number)
 
     def submit(self, script: str, *arguments: str, env: dict[str, str]) -> list[str]:
