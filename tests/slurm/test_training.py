@@ -87,7 +87,14 @@ def test_preempted_by_a_signal_it_goes_on_to_the_same_bits(cluster: Cluster, cha
     assert same_weights(run, chain / "stage1")
 
 
-@pytest.mark.parametrize("told_to_slurm", [True, False], ids=["slurm-notices", "slurm-does-not-notice"])
+@pytest.mark.parametrize(
+    "told_to_slurm",
+    [
+        pytest.param(True, id="slurm-notices"),
+        # SLURM 22.05 now and then calls a job failed that is requeued while it has not noticed that the node is gone
+        pytest.param(False, id="slurm-does-not-notice", marks=pytest.mark.long),
+    ],
+)
 def test_a_node_that_is_lost(cluster: Cluster, chain: Path, world: Path, runs: Path, told_to_slurm: bool) -> None:
     job = cluster.submit("pretrain.sh", *TINY, env=settings(world, runs) | {"NAME": "lost", "END_AFTER": "5"})[0]
     run = runs / "lost"
