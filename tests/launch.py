@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -89,6 +90,16 @@ def run_two(*command: object, **environment: str) -> list[str]:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     return [printed for printed, _ in outputs]
+
+
+def cut(run: Path, copy: Path, step: int) -> None:
+    """A copy of a finished run as a kill after the checkpoint of `step` leaves it."""
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").glob("step*"):
+        if path.name != f"step{step}":
+            shutil.rmtree(path)
+    (copy / "checkpoints" / "latest").write_text(f"step{step}")
+    shutil.rmtree(copy / "export")
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class StepGuard:
         if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
             grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self.gradient_norm = float(torch.nn.utils.get_total_norm(grads))
-            if not torch.isfinite(torch.tensor(self.gradient_norm)) and not self.engine.fp16_enabled():
+            if not isfinite(self.gradient_norm) and not self.engine.fp16_enabled():
                 with without_step(self.engine.optimizer):
                     for grad in grads:
                         grad.zero_()
@@ -60,7 +61,7 @@ class StepGuard:
         if self.engine.fp16_enabled():
             return False
         if self.engine.zero_optimization_stage() == 0:
-            return self.gradient_norm is not None and not torch.isfinite(torch.tensor(self.gradient_norm)).item()
+            return self.gradient_norm is not None and not isfinite(self.gradient_norm)
         return bool(getattr(self.engine.optimizer, "overflow", False))
 
     @property

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,13 +40,8 @@ def zero_file(folder: Path, stage: int) -> str:
 
 
 def go_on(world: Path, source: Path, run: Path, step: int, ranks: int, ds_config: str, settings: list[str]) -> None:
-    """Copy a run as a kill after `step` leaves it, and resume it."""
-    shutil.copytree(source, run)
-    for path in (run / "checkpoints").glob("step*"):
-        if path.name != f"step{step}":
-            shutil.rmtree(path)
-    (run / "checkpoints" / "latest").write_text(f"step{step}")
-    shutil.rmtree(run / "export")
+    """Resume a copy of a run as a kill after `step` leaves it."""
+    launch.cut(source, run, step)
     launch.train(world, run, ds_config, settings, ranks=ranks, resume=True)
 
 

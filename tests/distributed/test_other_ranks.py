@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -33,16 +32,6 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def cut(run: Path, copy: Path, step: int) -> None:
-    """What a kill after the checkpoint of `step` leaves."""
-    shutil.copytree(run, copy)
-    for path in (copy / "checkpoints").glob("step*"):
-        if path.name != f"step{step}":
-            shutil.rmtree(path)
-    (copy / "checkpoints" / "latest").write_text(f"step{step}")
-    shutil.rmtree(copy / "export")
-
-
 def difference(run: Path, whole: Path) -> float:
     """The largest relative difference of a loss."""
     pairs = list(zip(launch.numbers(run), launch.numbers(whole), strict=True))
@@ -54,7 +43,7 @@ def difference(run: Path, whole: Path) -> float:
 
 def test_ranks_1_2_1_and_2_3_over_zero_1_3_2_0(world: Path, whole: Path, tmp_path: Path, files: dict[str, str]) -> None:
     def go_on(source: Path, name: str, step: int, ranks: int, stage: str, *more: str) -> Path:
-        cut(source, tmp_path / name, step)
+        launch.cut(source, tmp_path / name, step)
         printed = launch.train(world, tmp_path / name, files[stage], [*SETTINGS, *more], ranks=ranks, resume=True)
         assert "is converted for" in printed and f"from step {step}" in printed
         assert difference(tmp_path / name, whole) < TOLERANCE, name
@@ -77,7 +66,7 @@ def weights(run: Path) -> dict:
 
 def test_another_micro_batch_sees_the_same_pairs(world: Path, whole: Path, tmp_path: Path) -> None:
     """2 x 12 in the place of 4 x 6: the same 24 true pairs a step; their negatives are drawn for other micro-batches."""
-    cut(whole, tmp_path / "run", 8)
+    launch.cut(whole, tmp_path / "run", 8)
     settings = [*SETTINGS, "batch.pairs=2"]
     printed = launch.train(world, tmp_path / "run", "ds_configs/zero1.json", settings, resume=True)
     assert "a step of 4 x 6 x 1 true pairs (batch.pairs x batch.accumulation x ranks) goes on as 2 x 12 x 1" in printed
@@ -87,7 +76,7 @@ def test_another_micro_batch_sees_the_same_pairs(world: Path, whole: Path, tmp_p
 
 
 def test_a_number_that_does_not_divide_is_one_sentence(world: Path, whole: Path, tmp_path: Path) -> None:
-    cut(whole, tmp_path / "run", 8)
+    launch.cut(whole, tmp_path / "run", 8)
     settings = [*SETTINGS, "batch.pairs=5"]
     process = launch.start(world, tmp_path / "run", "ds_configs/zero1.json", settings, resume=True)
     printed, _ = process.communicate(timeout=120)
