@@ -1,4 +1,4 @@
-"""Attention over packed sequences: flash kernels for variable lengths on a GPU, padded SDPA behind the same call elsewhere.
+"""Attention over packed sequences: kernels for variable lengths where there are some, padded SDPA behind the same call elsewhere.
 
 Shapes: N = tokens of all sequences, P = sequences, A = heads, D = width of a head, L = longest sequence.
 Queries may be fewer than keys: the last layer asks only for the positions whose states are wanted.
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagsds.data.ragged import offsets_of
+from tagsds.kernels import choice
+from tagsds.kernels.dropout import draw_seed
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Sequences:
 
     def __post_init__(self) -> None:
         self._slots: Tensor | None = None
+        self._offsets: Tensor | None = None
         self._cumulative: Tensor | None = None
 
     @staticmethod
@@ -41,10 +44,17 @@ class Sequences:
         return self._slots
 
     @property
+    def offsets(self) -> Tensor:
+        """int64 [P + 1]: where each sequence begins in the stream."""
+        if self._offsets is None:
+            self._offsets = offsets_of(self.lengths)
+        return self._offsets
+
+    @property
     def cumulative(self) -> Tensor:
         """int32 [P + 1], `cu_seqlens` of the flash kernels."""
         if self._cumulative is None:
-            self._cumulative = offsets_of(self.lengths).to(torch.int32)
+            self._cumulative = self.offsets.to(torch.int32)
         return self._cumulative
 
     def mask(self) -> Tensor:
@@ -108,32 +118,46 @@ def padded_attention(
     return unpad(out.transpose(1, 2), q_sequences)
 
 
-FLASH_WIDTHS = range(8, 257, 8)  # of a head: what PyTorch's variable-length flash attention takes without padding the head
-
-
-def flash_takes(dtype: torch.dtype, width: int, capability: tuple[int, int]) -> bool:
-    """Whether PyTorch's variable-length flash attention runs: half precision, a head `width` that is a multiple of 8 and at most
-    256, and compute `capability` 8.0 (A100) or later."""
-    return dtype in (torch.float16, torch.bfloat16) and width in FLASH_WIDTHS and capability >= (8, 0)
-
-
-def flash_runs(query: Tensor) -> bool:
-    """Whether `query` [N, A, D] lies on a GPU whose flash kernel takes it."""
-    return query.is_cuda and flash_takes(query.dtype, query.shape[-1], torch.cuda.get_device_capability(query.device))
-
-
-def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, q_sequences: Sequences, k_sequences: Sequences, dropout: float = 0.0
+def self_attention(
+    packed: Tensor, query: Tensor | None, heads: int, sequences: Sequences, asking: Sequences, dropout: float = 0.0
 ) -> Tensor:
-    """query [Nq, A, D], key and value [Nk, A, D] -> [Nq, A, D]; each sequence attends to itself alone."""
-    if query.shape[0] == 0:
-        return query + 0 * (key.sum() + value.sum())  # nothing asked for: keep the graph whole
-    if flash_runs(query) and dropout == 0.0:
-        from torch.nn.attention.varlen import varlen_attn
+    """Each sequence attends to itself alone: -> [K, H].
 
-        out = varlen_attn(
-            query, key, value, q_sequences.cumulative, k_sequences.cumulative, q_sequences.longest, k_sequences.longest
-        )
+    packed      [N, 3H], queries, keys and values of each position; [N, 2H], keys and values, where queries come apart
+    query       [K, H] or None: those of `packed` (K = N)
+    sequences   how the N divide into sequences; `asking` divides the K among them
+    dropout     of the probabilities
+    """
+    parts = 3 if query is None else 2
+    width = packed.shape[1] // parts // heads
+    chosen = choice.attention(packed.device, packed.dtype, width, dropout > 0)
+    if chosen == "cpu":
+        from tagsds.kernels.cpu.attention import SelfAttention
+
+        seed = draw_seed() if dropout else 0
+        out = SelfAttention.apply(packed, query, heads, asking.offsets, sequences.offsets, dropout, seed)
         assert isinstance(out, Tensor)
         return out
-    return padded_attention(query, key, value, q_sequences, k_sequences, dropout)
+    *own, key, value = (part.unflatten(-1, (heads, -1)) for part in packed.chunk(parts, dim=-1))
+    asked = own[0] if query is None else query.unflatten(-1, (heads, -1))
+    if len(asked) == 0:
+        return (asked + 0 * (key.sum() + value.sum())).flatten(1)  # nothing asked for: keep the graph whole
+    if chosen == "varlen":
+        return varlen_attention(asked, key, value, asking, sequences).flatten(1)
+    if chosen == "triton":
+        from tagsds.kernels.triton import attention as triton
+
+        seed = draw_seed() if dropout else 0
+        return triton.attention(asked, key, value, asking, sequences, dropout, seed).flatten(1)
+    return padded_attention(asked, key, value, asking, sequences, dropout).flatten(1)
+
+
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, q_sequences: Sequences, k_sequences: Sequences) -> Tensor:
+    """PyTorch's flash attention for variable lengths: query [Nq, A, D], key and value [Nk, A, D] -> [Nq, A, D]."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        query, key, value, q_sequences.cumulative, k_sequences.cumulative, q_sequences.longest, k_sequences.longest
+    )
+    assert isinstance(out, Tensor)
+    return out

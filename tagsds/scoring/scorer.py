@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
+from tagsds.kernels.linear import weights_cast_once
 from tagsds.models.load import ensure_rank_head
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.scoring.protocol import PairScorer
@@ -62,7 +63,7 @@ class Scorer:
         chunks = self.chunks(pairs.lengths)
         wanted = self.lockstep(len(chunks))
         autocast = torch.autocast(scores.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
-        with without_dropout(self.model), autocast:
+        with without_dropout(self.model), autocast, weights_cast_once():
             table = self.model.embed(pairs.texts, pairs.images)
             for number in tqdm(range(wanted), desc="score", unit="chunk", disable=not progress, leave=False):
                 mine = number < len(chunks)
@@ -78,27 +79,21 @@ class Scorer:
         return ensure_rank_head(self.model)
 
     def tokens_of_chunk(self, device: torch.device) -> int:
-        """Most tokens of a chunk. A CPU is fastest while a chunk stays in its cache. Read when scoring, since an engine may move
-        the model."""
-        return self.max_tokens or (131072 if device.type == "cuda" else 6144)
+        """Most tokens of a chunk. Read when scoring, since an engine may move the model."""
+        return self.max_tokens or (131072 if device.type == "cuda" else 16384)
 
     def chunks(self, lengths: Tensor) -> list[Tensor]:
-        """Pair numbers of each chunk, by length; a chunk of decent size ends where the length changes."""
-        most = self.tokens_of_chunk(lengths.device)
+        """Pair numbers of each chunk, by length: neighbours are alike, for attention that pads; chunks of as many tokens each."""
+        if len(lengths) == 0:
+            return []
         order = torch.argsort(lengths, stable=True)
-        values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
-        cuts, taken, start, position = [], 0, 0, 0
-        for length, count in zip(values.tolist(), counts.tolist()):
-            while count:
-                room = max((most - taken) // length, 0 if taken else 1)
-                step = min(room, count)
-                position, count, taken = position + step, count - step, taken + step * length
-                if count or taken >= most // 4:
-                    cuts.append(order[start:position])
-                    start, taken = position, 0
-        if start < len(order):
-            cuts.append(order[start:])
-        return cuts
+        ends = lengths[order].cumsum(0)
+        most, total, longest = self.tokens_of_chunk(lengths.device), int(ends[-1]), int(lengths.max())
+        count = -(-total // max(most - longest, longest))  # a chunk may end a pair late
+        if total <= most or count <= 1:
+            return [order]
+        cuts = torch.searchsorted(ends, torch.arange(1, count, device=ends.device) * total // count, right=True)
+        return [chunk for chunk in torch.tensor_split(order, cuts.tolist()) if len(chunk)]
 
     def matrix(
         self, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int | None = None

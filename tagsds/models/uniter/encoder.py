@@ -19,7 +19,9 @@ from transformers import PreTrainedModel
 
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged, offsets_of, positions_of
-from tagsds.kernels.attention import Sequences, packed_attention
+from tagsds.kernels.add_norm import AddNorm
+from tagsds.kernels.attention import Sequences, self_attention
+from tagsds.kernels.linear import Linear, QkvLinear
 from tagsds.models.uniter.config import UniterConfig
 from tagsds.models.uniter.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
 
@@ -80,7 +82,7 @@ class ImageEmbedding(nn.Module):
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.feature = nn.Linear(config.region_dim, width)
+        self.feature = Linear(config.region_dim, width)
         self.feature_norm = nn.LayerNorm(width, eps=eps)
         self.box = nn.Linear(7, width)
         self.box_norm = nn.LayerNorm(width, eps=eps)
@@ -106,13 +108,13 @@ class Layer(nn.Module):
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
         self.heads = config.num_attention_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.expand = nn.Linear(width, config.intermediate_size)
-        self.contract = nn.Linear(config.intermediate_size, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.qkv = QkvLinear(width, 3 * width)
+        self.attention_out = Linear(width, width)
+        self.attention_norm = AddNorm(width, eps=eps)
+        self.expand = Linear(width, config.intermediate_size)
+        self.contract = Linear(config.intermediate_size, width)
+        self.norm = AddNorm(width, eps=eps)
+        self.dropout = config.hidden_dropout_prob
         self.attention_dropout = config.attention_probs_dropout_prob
 
     def forward(
@@ -124,16 +126,19 @@ class Layer(nn.Module):
         keep  int64 [K] or None: stream positions whose output is wanted (K = N without it); the others serve as keys and
               values only. `kept` divides the K among the sequences.
         """
-        width = x.shape[-1]
-        if qkv is None:
-            qkv = self.qkv(x)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in qkv.split(width, dim=-1))
+        hidden, of_attention = (self.dropout, self.attention_dropout) if self.training else (0.0, 0.0)
+        width, query = x.shape[1], None
+        if keep is None:
+            packed = self.qkv(x) if qkv is None else qkv
+        elif qkv is None:
+            query, packed = self.qkv(x, keep)
+        else:
+            query, packed = qkv[:, :width].index_select(0, keep), qkv[:, width:]
+        context = self_attention(packed, query, self.heads, sequences, kept, of_attention)
         if keep is not None:
-            x, query = x.index_select(0, keep), query.index_select(0, keep)
-        dropout = self.attention_dropout if self.training else 0.0
-        context = packed_attention(query, key, value, kept, sequences, dropout).flatten(1)
-        x = self.attention_norm(x + self.dropout(self.attention_out(context)))
-        return self.norm(x + self.dropout(self.contract(F.gelu(self.expand(x)))))
+            x = x.index_select(0, keep)
+        x = self.attention_norm(self.attention_out(context), x, hidden)
+        return self.norm(self.contract(self.expand(x, gelu=True)), x, hidden)
 
 
 @dataclass

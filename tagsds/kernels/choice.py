@@ -1,0 +1,152 @@
+"""Which implementation serves an operation: chosen here alone, by device, dtype, head width and what is installed.
+
+    TAGSDS_KERNELS=reference        every operation by plain torch
+    TAGSDS_KERNELS=attention=reference,linear=reference   some of them
+
+Implementations: `reference` is plain torch and serves everything; `cpu` is C++ (tagsds/kernels/cpu), compiled with g++ at first use;
+`onednn` PyTorch's oneDNN product with the bias in its epilogue; `varlen` PyTorch's variable-length flash attention; `triton`
+tagsds/kernels/triton.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from tagsds.errors import UserError, nearest
+from tagsds.kernels.cpu import attention as cpu_attention
+from tagsds.kernels.cpu.build import NotBuiltError, library
+
+OPERATIONS = {
+    "attention": "attention over packed sequences",
+    "add_norm": "dropout + residual + LayerNorm",
+    "linear": "linear layers",
+}
+VARIABLE = "TAGSDS_KERNELS"
+HALVES = (torch.float16, torch.bfloat16)
+FLASH_WIDTHS = range(8, 257, 8)  # of a head: what PyTorch's variable-length flash attention takes without padding the head
+
+_forced: list[dict[str, str]] = []
+
+
+def names() -> list[str]:
+    """The operations that have more than one implementation."""
+    return list(OPERATIONS)
+
+
+@contextmanager
+def forced(choices: Mapping[str, str]) -> Iterator[None]:
+    """{operation: "reference"} inside: for tests, and to measure what a kernel brings."""
+    _check(choices)
+    _forced.append(dict(choices))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def is_forced_to_reference(operation: str) -> bool:
+    if any(operation in choices for choices in _forced):
+        return True
+    return operation in _of_environment(os.environ.get(VARIABLE, ""))
+
+
+@cache
+def _of_environment(text: str) -> dict[str, str]:
+    if text in ("", "auto"):
+        return {}
+    if text == "reference":
+        return dict.fromkeys(OPERATIONS, "reference")
+    choices = dict(part.partition("=")[::2] for part in text.split(","))
+    _check(choices)
+    return choices
+
+
+def _check(choices: Mapping[str, str]) -> None:
+    for operation, choice in choices.items():
+        if operation not in OPERATIONS:
+            raise UserError(f"{VARIABLE}: there is no operation {operation!r}; {nearest(operation, OPERATIONS)}")
+        if choice != "reference":
+            raise UserError(f"{VARIABLE}: {operation} can only be set to reference, not to {choice!r}.")
+
+
+def attention(device: torch.device, dtype: torch.dtype, width: int, dropout: bool) -> str:
+    """The implementation of attention for heads of `width`."""
+    if is_forced_to_reference("attention"):
+        return "reference"
+    if device.type == "cpu":
+        return "cpu" if compiled() and cpu_attention.takes(dtype, width) else "reference"
+    if device.type == "cuda":
+        if not dropout and varlen_takes(dtype, width, torch.cuda.get_device_capability(device)):
+            return "varlen"
+        return "triton" if has_triton() and 16 <= width <= 256 else "reference"
+    return "reference"
+
+
+def add_norm(device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation of LayerNorm(residual + dropout(x))."""
+    if is_forced_to_reference("add_norm"):
+        return "reference"
+    if device.type == "cpu":
+        return "cpu" if compiled() and dtype in (torch.float32, torch.bfloat16) else "reference"
+    return "triton" if device.type == "cuda" and has_triton() else "reference"
+
+
+def linear(device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation of a linear layer: on a GPU PyTorch's own (cuBLASLt adds the bias in its epilogue)."""
+    if is_forced_to_reference("linear") or device.type != "cpu":
+        return "reference"
+    return "onednn" if has_onednn(dtype) else "reference"
+
+
+@cache
+def compiled() -> bool:
+    """Whether the C++ kernels are there."""
+    return why_not_compiled() == ""
+
+
+@cache
+def why_not_compiled() -> str:
+    """The reason why the C++ kernels are not there, '' where they are."""
+    try:
+        library()
+    except NotBuiltError as error:
+        return str(error)
+    return ""
+
+
+@cache
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether PyTorch has oneDNN's product with an epilogue for this dtype."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def varlen_takes(dtype: torch.dtype, width: int, capability: tuple[int, int]) -> bool:
+    """Whether PyTorch's variable-length flash attention runs: half precision, a head `width` that is a multiple of 8 and at most
+    256, and compute `capability` 8.0 (A100) or later."""
+    return dtype in HALVES and width in FLASH_WIDTHS and capability >= (8, 0)
+
+
+def report(device: torch.device, dtype: torch.dtype, head_width: int, dropout: bool) -> str:
+    """One line for the start of a run: what serves each operation, and why a kernel is missing."""
+    of_attention = attention(device, dtype, head_width, dropout)
+    chosen = f"attention {of_attention}, add_norm {add_norm(device, dtype)}, linear {linear(device, dtype)}"
+    why = ""
+    if device.type == "cpu" and why_not_compiled() and not is_forced_to_reference("attention"):
+        why = f" (no C++ kernels: {why_not_compiled()})"
+    if device.type == "cuda" and not has_triton():
+        why = " (no Triton kernels: triton is not installed)"
+    return f"kernels: {chosen}{why}"
