@@ -14,7 +14,7 @@ from tagsds.models.matchers import Encoded, Matcher
 from tagsds.scoring.scorer import without_dropout
 from tagsds.scoring.search import Live, Store, bytes_of_tops, search
 
-QUERIES, KEYS = 4096, 4096  # of a block; with more queries the keys are read less often
+QUERIES, KEYS = 4096, 2048  # of a block; with more queries the keys are read less often
 MOST_TOPS = 4.0  # GiB of running tops that a process may hold, above which the corpus is searched in each direction by itself
 
 
