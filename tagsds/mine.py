@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from tagsds.data.shards import load_bank, load_shards
 from tagsds.errors import UserError
-from tagsds.files import check_exist, map_npy, read_json_object, sha256_of, write_json, write_npy
-from tagsds.formats.candidates import TABLES, check_numbers, join_tables, write_manifest
+from tagsds.files import check_exist, join_npy, map_npy, read_json_object, sha256_of, write_json, write_npy
+from tagsds.formats.candidates import AGAIN, TABLES, check_numbers, write_manifest
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import Matcher
@@ -121,8 +121,8 @@ class Mining:
         searched = time.perf_counter()
         if self.world.is_main:
             for name, rows, width in zip(TABLES, (self.images, self.captions), self.widths, strict=True):
-                parts = [self.part(name, start) for start, _ in self.blocks(rows)]
-                join_tables(self.folder / f"{name}.npy", parts, self.options.block_queries, rows, width)
+                parts = [(self.part(name, start), stop - start) for start, stop in self.blocks(rows)]
+                join_npy(self.folder / f"{name}.npy", parts, width, np.int32, f"remove {self.parts} and {AGAIN}")
             about = {"checkpoint": str(self.options.checkpoint), "checkpoint_sha256": self.settings["checkpoint_sha256"],
                      "passes": passes, "seconds": {"vectors": embedded - begin, "search": searched - embedded},
                      "ranks": self.world.size, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
@@ -237,6 +237,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                         help="most memory of a process for running tops; above it two passes are made")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if not options.tops_gib >= 0:
+        raise UserError(f"--tops-gib is {options.tops_gib}; give GiB, 0 or more.")
     for name in ("captions", "images", "block_queries", "block_keys"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give a whole number of at least 1.")

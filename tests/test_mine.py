@@ -232,6 +232,7 @@ def test_an_encoder_cannot_mine(world, tmp_path, capsys):
 
 
 def test_numbers_below_one_and_an_unknown_split(run, world, capsys):
+    assert "--tops-gib is nan" in fails(capsys, "--checkpoint", run, "--data", world, "--tops-gib", "nan")
     assert "--captions is 0" in fails(capsys, "--checkpoint", run, "--data", world, "--captions", 0)
     assert "no split 'trian': did you mean 'train'?" in fails(capsys, "--checkpoint", run, "--data", world, "--split", "trian")
 
