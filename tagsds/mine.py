@@ -39,7 +39,7 @@ from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config
 from tagsds.models.matchers import Matcher
 from tagsds.ranks import World, run_command
-from tagsds.scoring.mining import KEYS, MOST_TOPS, QUERIES, comparison
+from tagsds.scoring.mining import MOST_TOPS, QUERIES, comparison, keys_of_block
 from tagsds.scoring.protocol import model_class
 from tagsds.scoring.registry import SCORERS
 from tagsds.scoring.search import Compare, Live, Store, Stored, bytes_of_tops, dot, search
@@ -72,6 +72,7 @@ class Mining:
             self.say(f"'{options.split}' holds {self.captions} captions of {self.images} images: keeping {kept}")
         self.folder = options.output or Path(options.data) / "candidates" / home.resolve().name
         self.parts = self.folder / "parts"
+        self.block_keys = options.block_keys or keys_of_block(self.device)
         check_exist([self.checkpoint / "model.safetensors"])
         self.settings = {
             "checkpoint_sha256": sha256_of(self.checkpoint / "model.safetensors"),
@@ -190,7 +191,7 @@ class Mining:
                 compare = comparison(model, of_images) if model.vectors is None else dot
                 for start, stop in self.todo(TABLES[not of_images], self.images if of_images else self.captions):
                     queries, k = stores[not of_images], self.widths[not of_images]
-                    found = search(compare, queries, keys, start, stop, k, self.options.block_keys)
+                    found = search(compare, queries, keys, start, stop, k, self.block_keys)
                     write_npy(self.part(TABLES[not of_images], start), found)
         self.world.wait()
         return passes
@@ -202,7 +203,7 @@ class Mining:
         blocks = self.blocks(self.images)
         left = self.world.share(torch.tensor([block for block in blocks if block[0] not in tops.done]).view(-1, 2)).tolist()
         for start, stop in tqdm(left, desc=TABLES[0], unit="block", disable=not self.world.is_main):
-            found = search(compare, *stores, start, stop, self.widths[0], self.options.block_keys, tops.highest)
+            found = search(compare, *stores, start, stop, self.widths[0], self.block_keys, tops.highest)
             write_npy(self.part(TABLES[0], start), found)
             tops.took(start)
         tops.save()
@@ -232,7 +233,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--images", type=int, default=400, metavar="K", help="kept of each caption")
     parser.add_argument("--output", type=Path, help="folder of the candidates (otherwise SHARDS/candidates/<name of the run>)")
     parser.add_argument("--block-queries", type=int, default=QUERIES, metavar="N", help="of a block; less memory, same result")
-    parser.add_argument("--block-keys", type=int, default=KEYS, metavar="N")
+    parser.add_argument("--block-keys", type=int, metavar="N", help="of a block (by device)")
     parser.add_argument("--tops-gib", type=float, default=MOST_TOPS, metavar="GIB",
                         help="most memory of a process for running tops; above it two passes are made")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -240,7 +241,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if not options.tops_gib >= 0:
         raise UserError(f"--tops-gib is {options.tops_gib}; give GiB, 0 or more.")
     for name in ("captions", "images", "block_queries", "block_keys"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give a whole number of at least 1.")
     return options
 

@@ -113,7 +113,12 @@ def in_order(scores: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 def room_for(k: int, device: torch.device) -> int:
     """Places of a row: some above k where scores are appended, so that a row is not cut back for each."""
-    return k + max(64, k // 2) if device.type == "cpu" and library() else k
+    return k + max(64, k // 2) if compiled_on(device) else k
+
+
+def compiled_on(device: torch.device) -> bool:
+    """Whether float32 scores on this device are compared with a bar, so that narrow blocks cost no more than wide ones."""
+    return device.type == "cpu" and library()
 
 
 def dot_products(x: Tensor, y: Tensor) -> Tensor:
@@ -136,7 +141,7 @@ def _has_onednn() -> bool:
 
 
 def _compiled(like: Tensor) -> bool:
-    return like.device.type == "cpu" and like.dtype == torch.float32 and library()
+    return like.dtype == torch.float32 and compiled_on(like.device)
 
 
 @lru_cache(1)

@@ -32,11 +32,12 @@ import torch
 from tagsds.files import write_npy
 from tagsds.kernels.select import dot_products, library
 from tagsds.ranks import World
-from tagsds.scoring.mining import KEYS, QUERIES
+from tagsds.scoring.mining import QUERIES, keys_of_block
 from tagsds.scoring.search import Stored, bytes_of_tops, dot, search
 from tagsds.scoring.tops import KeptTops
 from tests.bench.run import about
 
+KEYS = keys_of_block(torch.device("cpu"))
 COCO = {"images": 113_287, "captions": 566_435, "width": 2048}
 KEPT = 2000, 400  # captions an image, images a caption
 

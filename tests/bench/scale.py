@@ -173,11 +173,12 @@ TFLOP/s on a GPU, disks that read 2 GB/s a node. Measured elsewhere: 1e7 pairs a
    (`tests/data/test_many_shards.py`).
 3. *Windows are read faster than they are used.* 500 steps take under one per cent of a window's pairs, and every window is
    read whole. Raise `data.window_steps`, or lower `data.max_gib`: 399 negatives need no more than some thousand images.
-4. *Exact mining* takes days on one CPU thread. On 8 GPUs it takes minutes of operations, but every vector is read anew for
-   each block of 1,024 queries, from the page cache if the machine has the memory (`tagsds-mine --block-queries` trades memory
-   for it).
-5. *Exact evaluation*, if the test split grew likewise: `score_matrix` holds all scores in one tensor on one device. Shortlist
-   and rerank saves the encoder's pairs, but its matcher makes the same matrix.
+4. *Exact mining* takes days on one CPU thread. On 8 GPUs it takes minutes of operations, but every caption's vector is read anew
+   for each block of 4,096 images, from the page cache if the machine has the memory (`tagsds-mine --block-queries` trades memory
+   for it). One pass keeps 400 images of each caption in memory (4.5 GiB a million captions on a CPU, two thirds of it on a GPU):
+   above `--tops-gib` each direction is searched by itself, with twice the operations.
+5. *Exact evaluation*, if the test split grew likewise: above `--score-table-gib` the scores lie in files, which grow with images
+   times captions. Shortlist and rerank saves the encoder's pairs, but its matcher makes the same matrix in memory.
 
 **10 million**:
 
