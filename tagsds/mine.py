@@ -206,9 +206,7 @@ class Mining:
             found = search(compare, *stores, start, stop, self.widths[0], self.block_keys, tops.highest)
             write_npy(self.part(TABLES[0], start), found)
             tops.took(start)
-        tops.save()
-        self.world.wait()
-        tops.complete([start for start, _ in blocks])
+        tops.finish([start for start, _ in blocks])
         for start, stop in self.todo(TABLES[1], self.captions):
             write_npy(self.part(TABLES[1], start), tops.merged(start, stop).numpy())
 

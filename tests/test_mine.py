@@ -166,7 +166,7 @@ def test_tops_of_three_processes_go_on_with_two(tmp_path):
         take(AloneAs(rank, 3), [2 * rank])
     kept = [take(AloneAs(rank, 2), [6 + 2 * rank, 10][: 2 - rank]) for rank in range(2)]
     assert kept[0].done >= {0, 2, 4} and (tmp_path / "tops-2-a.npy").is_file() and not (tmp_path / "tops-0-a.npy").exists()
-    kept[0].complete([0, 2, 4, 6, 8, 10])
+    kept[0].finish([0, 2, 4, 6, 8, 10])
     expected = scores.T.sort(dim=1, descending=True).indices[:, :4]
     assert torch.cat([kept[0].merged(0, 11), kept[0].merged(11, 30)]).tolist() == expected.tolist()
 

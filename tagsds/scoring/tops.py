@@ -86,15 +86,25 @@ class KeptTops:
             (self.folder / former).unlink(missing_ok=True)
         self.saved = time.monotonic()
 
-    def complete(self, blocks: Sequence[int]) -> None:
-        """UserError unless the files of all processes together hold each of the blocks once."""
-        self.files = [state["file"] for state in self._listed().values()]
-        held = sorted(block for state in self._listed().values() for block in state["blocks"])
+    def finish(self, blocks: Sequence[int]) -> None:
+        """Collective, before `merged`. UserError unless all processes together hold each of the blocks once. One process without
+        files of others merges nothing, and need not write what it holds."""
+        found = {**self._listed(), self.number: self.state}
+        self.alone = self.world.size == 1 and len(found) == 1
+        if not self.alone:
+            self.save()
+            self.world.wait()
+            found = self._listed()
+        self.files = [state["file"] for state in found.values()]
+        held = sorted(block for state in found.values() for block in state["blocks"])
         if held != sorted(blocks):
             raise UserError(f"{self.folder}: the files tops-*.json do not hold each of {len(blocks)} blocks once; {self.remedy}.")
+        self.settled = self.highest.settled() if self.alone else None
 
     def merged(self, start: int, stop: int) -> Tensor:
-        """The tops of captions start..stop-1 from all files: int32 [stop - start, k], highest first, -1 for none."""
+        """The tops of captions start..stop-1 of all processes: int32 [stop - start, k], highest first, -1 for none."""
+        if self.settled is not None:
+            return self.settled[1][start:stop].cpu().contiguous()
         parts = [self._read(file, start, stop) for file in self.files]
         scores, numbers = in_order(torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts], dim=1))
         return numbers[:, : self.k].masked_fill(scores[:, : self.k] == -torch.inf, -1)

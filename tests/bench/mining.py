@@ -7,8 +7,8 @@ the operations there. What is scaled is an upper estimate: 2,000 captions an ima
 which is ten times the share of the small corpus (a score passes the bar about six times as often), and what is done once a row
 (sorting, writing) grows by 10 and not by 100.
 
-The time holds what the command does after the vectors are made: reading them, products, selection, files of both tables and of the
-running tops. The rate of bare products of the same blocks is measured before and after.
+The time holds what the command does after the vectors are made: reading them, products, selection and the files of both
+tables. The rate of bare products of the same blocks is measured before and after.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ def measure(images: int, captions: int, width: int) -> dict[str, Any]:
             write_npy(folder / f"row{start}.npy", search(dot, *stores, start, stop, k, KEYS, tops.highest))
             tops.took(start)
         searched = time.perf_counter()
-        tops.save()
-        tops.complete(range(0, images, QUERIES))
+        tops.finish(range(0, images, QUERIES))
         for start in range(0, captions, QUERIES):
             write_npy(folder / f"column{start}.npy", tops.merged(start, min(start + QUERIES, captions)).numpy())
         end = time.perf_counter()
