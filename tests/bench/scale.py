@@ -130,7 +130,7 @@ ROWS: list[tuple[str, Callable[[Scale], str]]] = [
     ("exact mining: pairs, one CPU thread at 1e7 pairs/s", lambda s: f"{s.exact_pairs():.3g}, {long(s.exact_pairs() / MINED)}"),
     ("exact mining on 8 GPUs at 20 TFLOP/s in fp32", lambda s: long(s.exact_pairs() * 2 * WIDTH / 8 / 20e12)),
     ("the same by an inverted index, 64 probes (not built)", lambda s: long(s.index_flop() / 8 / 20e12)),
-    ("vectors read: blocks of 1,024 queries against all keys", lambda s: size(2 * s.images / 1024 * s.captions * 4 * WIDTH)),
+    ("vectors read in two passes: blocks of 4,096 against all", lambda s: size(2 * s.images / 4096 * s.captions * 4 * WIDTH)),
     ("candidates, 2,000 an image and 400 a caption", lambda s: size(candidates(s))),
     ("re-mining: what rank 0 gathers, twice (parts and their stack)", lambda s: size(2 * candidates(s))),
     ("checkpoint, at 2 GB/s", lambda s: f"{size(checkpoint_bytes(WEIGHTS, {'bf16': {'enabled': True}}))}, "
