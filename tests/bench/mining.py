@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{args.size} x {args.width} in {row['seconds']:.1f} s, both directions: {row['pairs_per_s']:.3g} pairs/s, "
         f"{row['gflops']:.0f} GFLOP/s of {sum(row['gflops_of_products']) / 2:.0f} of bare products "
-        f"({row['share_of_products']:.0%}; by CPU seconds {row['share_of_products_by_cpu_seconds']:.0%}), peak {row['peak_gib']:.2f} GiB"
+        f"({row['share_of_products']:.0%}; by CPU seconds {row['share_of_products_by_cpu_seconds']:.0%}), "
+        f"peak {row['peak_gib']:.2f} GiB"
     )
     print(
         f"COCO at width 2048, scaled by {scaled['scaled_by']:.0f}: {scaled['hours']:.2f} h on {args.threads} CPU thread(s), "
