@@ -8,7 +8,7 @@ setup(
     description="Image-text retrieval with an encoder that writes its own hard negatives, on DeepSpeed",
     python_requires=">=3.11",
     packages=find_packages(include=["tagsds", "tagsds.*", "preprocess", "preprocess.*"]),
-    package_data={"tagsds": ["recipes/*.yaml", "templates/*"]},
+    package_data={"tagsds": ["recipes/*.yaml", "templates/*", "kernels/cpu/*.cpp"]},
     install_requires=[
         "torch==2.13.0",
         "deepspeed==0.19.8",
@@ -30,7 +30,6 @@ setup(
         "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
         "lmdb": ["lmdb", "msgpack", "lz4"],
         "spacy": ["spacy"],
-        "faiss": ["faiss-cpu"],
         "eccv": ["eccv_caption==0.1.0"],  # relevance data of ECCV Caption and CxC
         "dev": [
             "pytest",

@@ -4,6 +4,7 @@
     tagsds-evaluate --checkpoint RUN --ensemble RUN2 ...                              also the average of the two
     tagsds-evaluate --checkpoint RUN --shortlist MATCHER_RUN --rerank 16 64 ...       also the first K of a matcher only
     tagsds-evaluate --checkpoint RUN --evaluators recall eccv cxc --recall-at 50      what is measured, by name
+    tagsds-evaluate --checkpoint RUN --scores FOLDER                                  scores in files; a killed run goes on
     torchrun --nproc-per-node 8 -m tagsds.evaluate --checkpoint ...
 """
 
@@ -16,6 +17,7 @@ if not __package__:  # run as a file (`deepspeed tagsds/evaluate.py`): imports s
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from tagsds.evaluators import (
     prepare_evaluators,
     run_evaluators,
 )  # fmt: skip
+from tagsds.files import sha256_of
 from tagsds.formats.manifest import read_manifest
 from tagsds.formats.results import write_results
 from tagsds.models.card import read_card, record_recalls
@@ -42,6 +45,7 @@ from tagsds.provenance import provenance
 from tagsds.ranks import World, run_command
 from tagsds.reporting.table import results_table
 from tagsds.scoring.protocol import model_class
+from tagsds.scoring.table import ScoreFiles, table_gib, weights_of
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # None: the model's own precision
 
@@ -61,6 +65,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         evaluator.add_options(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 is faster and not exact")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a chunk; less memory, same result")
+    parser.add_argument("--scores", type=Path, metavar="FOLDER", help="keep all scores there; a killed run goes on with them")
+    parser.add_argument("--score-table-gib", type=float, default=4.0, metavar="GIB",
+                        help="a larger table of scores is kept in files while it is needed (4)")  # fmt: skip
     parser.add_argument("--output", type=Path, help="results file (otherwise RUN/results-SPLIT.json)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
     options = parser.parse_args(arguments)
@@ -74,6 +81,8 @@ def check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; give a whole number of at least {least}.")
+    if not options.score_table_gib >= 0:
+        raise UserError(f"--score-table-gib is {options.score_table_gib}; give GiB, 0 or more.")
     if options.no_retrieval and not options.pairs:
         raise UserError("--no-retrieval leaves nothing to do; give --pairs too, or omit it.")
     for evaluator in EVALUATORS.values():
@@ -116,6 +125,8 @@ def run(options: argparse.Namespace, world: World) -> None:
         progress=True,
     )  # fmt: skip
     head = subject.pair_scorer.ready()
+    output = options.output or home / f"results-{options.split}.json"
+    subject.files = score_files(options, folder, head, subject, output)
     prepare_evaluators(evaluators, subject)
     results = run_evaluators(evaluators, subject)
     if results is not None:
@@ -125,11 +136,24 @@ def run(options: argparse.Namespace, world: World) -> None:
         for evaluator in evaluators:
             settings |= evaluator.sources()
         results["provenance"] = provenance(folder, options.data, **settings)
-        output = options.output or home / f"results-{options.split}.json"
         write_results(output, results)
         print(results_table(results))
         print(f"written to {output}")
         record_recalls(folder, options.split, options.data, results)
+        if subject.files and not options.scores:
+            shutil.rmtree(subject.files.folder, ignore_errors=True)
+
+
+def score_files(options: argparse.Namespace, folder: Path, head: str, subject: Subject, output: Path) -> ScoreFiles | None:
+    """Where the table of all scores lies: in --scores, or beside the results where it exceeds --score-table-gib; else in memory."""
+    if not options.scores and table_gib(subject.images, len(subject.captions)) <= options.score_table_gib:
+        return None
+    settings = {
+        "weights": weights_of(folder), "data_sha256": sha256_of(options.data / "manifest.json"), "split": options.split,
+        "captions_per_image": options.captions_per_image, "dtype": options.dtype, "head": head,
+    }  # fmt: skip
+    place = options.scores or output.with_name(f"{output.stem}-scores")
+    return ScoreFiles(place, settings, max(options.score_table_gib, 0.1), subject.world)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -218,3 +218,18 @@ def map_npy(path: Path, dtype: type, shape: tuple[int, ...], remedy: str) -> np.
     if 0 in shape:  # nothing can be mapped
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "c", begin, shape)
+
+
+def join_npy(path: Path, parts: Iterable[tuple[Path, int]], width: int, dtype: type, remedy: str) -> None:
+    """One npy array [rows of all parts, width] from files with so many rows each, in order, a part in memory at a time. UserError
+    for a part that is not such an array."""
+    parts = list(parts)
+    temporary = path.with_name(path.name + ".tmp")
+    table = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(sum(rows for _, rows in parts), width))
+    start = 0
+    for part, rows in parts:
+        table[start : start + rows] = map_npy(part, dtype, (rows, width), remedy)
+        start += rows
+    table.flush()
+    del table
+    os.replace(temporary, path)

@@ -17,7 +17,10 @@ from tagsds.data.shards import load_bank
 from tagsds.formats.candidates import Candidates
 from tagsds.formats.manifest import read_manifest
 from tagsds.models.matchers import MATCHERS, VSRN
+from tagsds.ranks import World
+from tagsds.scoring import tops
 from tagsds.scoring.mining import search_bank
+from tagsds.scoring.tops import KeptTops
 from tests.launch import ROOT, free_port
 
 SMALL = ["--captions", "30", "--images", "12", "--block-queries", "50", "--block-keys", "70"]
@@ -73,7 +76,7 @@ def test_candidates_are_the_highest_of_the_whole_matrix(mined, world, scores):
     assert found.captions_of_image.shape == (60, 30) and found.images_of_caption.shape == (bank.num_captions, 12)
     assert not (mined / "parts").exists()
     about = json.loads((mined / "candidates.json").read_text())
-    assert about["backend"] in ("torch", "faiss") and about["images"] == 60 and set(about["seconds"]) == {"vectors", "search"}
+    assert about["passes"] == 1 and about["images"] == 60 and set(about["seconds"]) == {"vectors", "search"}
 
 
 def test_a_second_call_reuses_what_is_there(mined, run, world, capsys):
@@ -83,28 +86,89 @@ def test_a_second_call_reuses_what_is_there(mined, run, world, capsys):
     assert (mined / "candidates.json").stat().st_mtime_ns == before
 
 
-def test_interrupted_and_resumed_gives_the_same_bytes(mined, run, world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("passes", [1, 2])
+def test_interrupted_and_resumed_gives_the_same_bytes(passes, mined, run, world, tmp_path, monkeypatch):
+    """A block of two of the images is done; with one pass its part of the captions' tops is on disk."""
     real, calls = program.search, []
+    options = ["--tops-gib", "0"] if passes == 2 else []
 
-    def pulled(*args, **kwargs):
-        if len(calls) == 3:
+    def pulled(*args):
+        if len(calls) == passes:
             raise KeyboardInterrupt
         calls.append(args[3:5])
-        return real(*args, **kwargs)
+        return real(*args)
+
+    monkeypatch.setattr(tops, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(program, "search", pulled)
+    with pytest.raises(KeyboardInterrupt):
+        mine(run, world, tmp_path / "c", *options)
+    assert not (tmp_path / "c" / "candidates.json").exists()
+    done = sorted(path.name for path in (tmp_path / "c" / "parts").glob("*_of_*.npy"))
+    assert len(done) == passes
+    again = []
+    monkeypatch.setattr(program, "search", lambda *args: again.append(args[3:5]) or real(*args))
+    monkeypatch.setattr(VSRN, "embed", lambda *args, **kwargs: pytest.fail("vectors are there already"))
+    mine(run, world, tmp_path / "c", *options)
+    blocks = 2 if passes == 1 else 2 + -(-(len(np.load(mined / "images_of_caption.npy"))) // 50)
+    assert len(again) == blocks - passes
+    assert json.loads((tmp_path / "c" / "candidates.json").read_text())["passes"] == passes
+    assert tables(tmp_path / "c") == tables(mined)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "sentence"),
+    [
+        ("tops-0.json", b'{"file": "tops-0-a.npy"}', "tops-0.json names no file and blocks; remove"),
+        ("tops-0.json", b'{"file": "tops-0-a.npy", "blocks": [0, 0]}', "do not hold each of 2 blocks once; remove"),
+        ("tops-0-a.npy", b"", "tops-0-a.npy is no whole npy array"),
+    ],
+)
+def test_damaged_tops(file, damage, sentence, run, world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tops, "SAVE_SECONDS", 0.0)
+    real = program.search
+
+    def pulled(*args):
+        if args[3]:
+            raise KeyboardInterrupt
+        return real(*args)
 
     monkeypatch.setattr(program, "search", pulled)
     with pytest.raises(KeyboardInterrupt):
         mine(run, world, tmp_path / "c")
-    assert not (tmp_path / "c" / "candidates.json").exists()
-    done = sorted(path.name for path in (tmp_path / "c" / "parts").glob("*_of_*.npy"))
-    assert len(done) == 3
-    again = []
-    monkeypatch.setattr(program, "search", lambda *args, **kwargs: again.append(args[3:5]) or real(*args, **kwargs))
-    monkeypatch.setattr(VSRN, "embed", lambda *args, **kwargs: pytest.fail("vectors are there already"))
-    mine(run, world, tmp_path / "c")
-    blocks = -(-60 // 50) + -(-(len(np.load(mined / "images_of_caption.npy"))) // 50)
-    assert len(again) == blocks - 3
-    assert tables(tmp_path / "c") == tables(mined)
+    monkeypatch.setattr(program, "search", real)
+    (tmp_path / "c" / "parts" / file).write_bytes(damage)
+    arguments = ["--checkpoint", run, "--data", world, "--output", tmp_path / "c", *SMALL]
+    assert sentence in fails(capsys, *arguments)
+
+
+class AloneAs(World):
+    """A rank that waits for nobody: the test calls one after the other."""
+
+    def wait(self) -> None:
+        pass
+
+
+def test_tops_of_three_processes_go_on_with_two(tmp_path):
+    """Each former process's file is taken over or left as it is; what is left of the blocks is searched; all are merged."""
+    scores = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    owners = torch.arange(12), torch.full((30,), -1)
+
+    def take(world: World, blocks: list[int]) -> KeptTops:
+        kept = KeptTops(tmp_path, 30, 4, world)
+        for block in blocks:
+            part, own = scores[block : block + 2].contiguous(), (owners[0][block : block + 2], owners[1])
+            kept.highest.offer(part, own, block, by_column=True)
+            kept.took(block)
+        kept.save()
+        return kept
+
+    for rank in range(3):
+        take(AloneAs(rank, 3), [2 * rank])
+    kept = [take(AloneAs(rank, 2), [6 + 2 * rank, 10][: 2 - rank]) for rank in range(2)]
+    assert kept[0].done >= {0, 2, 4} and (tmp_path / "tops-2-a.npy").is_file() and not (tmp_path / "tops-0-a.npy").exists()
+    kept[0].finish([0, 2, 4, 6, 8, 10])
+    expected = scores.T.sort(dim=1, descending=True).indices[:, :4]
+    assert torch.cat([kept[0].merged(0, 11), kept[0].merged(11, 30)]).tolist() == expected.tolist()
 
 
 def test_two_processes_write_the_same_bytes(mined, run, world, tmp_path):
@@ -126,16 +190,17 @@ def test_more_than_the_corpus_holds(run, world, tmp_path, capsys):
     assert ((rows >= 0).sum(1) == bank.num_captions - own).all()
 
 
+@pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("kind", ["vsrn", "scan"])
-def test_rows_of_a_bank_in_memory(kind, world, scores):
-    """What re-mining calls: any rows, any matcher."""
+def test_rows_of_a_bank_in_memory(kind, share, world, scores):
+    """What re-mining calls: all rows, from one comparison of each pair, or a share of them; any matcher."""
     _, bank = scores
     model = matcher_of(world, kind)
     every = torch.arange(bank.num_images), torch.arange(bank.num_captions)
     with torch.no_grad():
         whole = model.similarity(bank.image_table(every[0]), bank.text_table(every[1]))
     whole = whole.masked_fill(every[0][:, None] == bank.image_of_caption[None], -torch.inf)
-    images, captions = every[0][1::2], every[1][::3]
+    images, captions = (every[0][1::2], every[1][::3]) if share else every
     model.train()
     rows = search_bank(model, bank, 9, 7, images, captions, block=(11, 40))
     assert model.training
@@ -167,6 +232,7 @@ def test_an_encoder_cannot_mine(world, tmp_path, capsys):
 
 
 def test_numbers_below_one_and_an_unknown_split(run, world, capsys):
+    assert "--tops-gib is nan" in fails(capsys, "--checkpoint", run, "--data", world, "--tops-gib", "nan")
     assert "--captions is 0" in fails(capsys, "--checkpoint", run, "--data", world, "--captions", 0)
     assert "no split 'trian': did you mean 'train'?" in fails(capsys, "--checkpoint", run, "--data", world, "--split", "trian")
 

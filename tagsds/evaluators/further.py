@@ -41,7 +41,8 @@ class Further:
         with torch.random.fork_rng(devices):
             model = load_model(self.folder)
         torch.nn.Module.to(model, of.bank.device)  # in place; transformers' own `to` is not typed
-        found = replace(of, model=model, scorer=None, scores={}, kept={}, costs={})
+        files = of.files.for_weights(self.folder) if of.files else None
+        found = replace(of, model=model, scorer=None, scores={}, kept={}, costs={}, files=files)
         self.head = found.pair_scorer.ready()
         return found
 

@@ -31,6 +31,7 @@ from tagsds.ranks import World, current_world
 from tagsds.scoring.protocol import PairScorer, RetrievalModel
 from tagsds.scoring.registry import scorer_of
 from tagsds.scoring.scorer import clock, score_matrix
+from tagsds.scoring.table import ScoreFiles
 
 MATRIX = "matrix"  # the key of the score matrix in `Subject.scores`
 
@@ -81,6 +82,7 @@ class Subject:
     scores               on the first rank, by name: what was scored, float [N, ...]. An ensemble averages these, entry by entry
     kept                 on the first rank, by evaluator: anything else between `score` and `figures`
     costs                by name, as `scores`, on every rank
+    files                where the score matrix lies, mapped, and what another run goes on with; None: in memory
     """
 
     model: RetrievalModel
@@ -97,6 +99,7 @@ class Subject:
     scores: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
+    files: ScoreFiles | None = None
 
     @staticmethod
     def of(
@@ -140,6 +143,17 @@ class Subject:
 
     def score_matrix(self) -> None:
         """Collective: score every ranked image with every ranked caption, once however many evaluators ask."""
+
+        if self.files is not None and MATRIX not in self.costs:
+            started = clock(self.bank.device)
+            table, scored = self.files.fill(
+                lambda rows: score_matrix(self.pair_scorer, self.bank, rows.to(self.bank.device), self.captions, progress=False),
+                self.images, len(self.captions), self.pair_scorer.encodes_apart, self.shows_progress,
+            )  # fmt: skip
+            self.costs[MATRIX] = Cost(scored * len(self.captions), clock(self.bank.device) - started)
+            if table is not None:
+                self.scores[MATRIX] = table
+            return
 
         def work() -> Tensor | None:
             rows = self.world.share(torch.arange(self.images, device=self.bank.device))

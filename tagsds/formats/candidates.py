@@ -7,8 +7,6 @@ candidates.json         what they are of, and their checksums; written last, so 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,21 +88,6 @@ def _table(path: Path, shape: tuple[int, int], checksum: str, count: int) -> Ten
     if array.size and not -1 <= int(array.min()) <= int(array.max()) < count:
         raise UserError(f"{path} names {int(array.max())} (or less than -1) where the split has {count}; {AGAIN}.")
     return torch.from_numpy(array)
-
-
-def join_tables(path: Path, parts: Iterable[Path], size: int, rows: int, width: int) -> None:
-    """One table [rows, width] of the parts (`size` rows each, but the last) in order, a part in memory at a time."""
-    temporary = path.with_name(path.name + ".tmp")
-    table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int32, shape=(rows, width))
-    start = 0
-    for part in parts:
-        block = map_npy(part, np.int32, (min(size, rows - start), width), f"remove {part.parent} and {AGAIN}")
-        table[start : start + len(block)] = block
-        start += len(block)
-    assert start == rows, f"{path}: {start} of {rows} rows"
-    table.flush()
-    del table
-    os.replace(temporary, path)
 
 
 def write_manifest(folder: Path, data: Manifest, split: str, widths: tuple[int, int], about: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ ROWS: list[tuple[str, Callable[[Scale], str]]] = [
     ("exact mining: pairs, one CPU thread at 1e7 pairs/s", lambda s: f"{s.exact_pairs():.3g}, {long(s.exact_pairs() / MINED)}"),
     ("exact mining on 8 GPUs at 20 TFLOP/s in fp32", lambda s: long(s.exact_pairs() * 2 * WIDTH / 8 / 20e12)),
     ("the same by an inverted index, 64 probes (not built)", lambda s: long(s.index_flop() / 8 / 20e12)),
-    ("vectors read: blocks of 1,024 queries against all keys", lambda s: size(2 * s.images / 1024 * s.captions * 4 * WIDTH)),
+    ("vectors read in two passes: blocks of 4,096 against all", lambda s: size(2 * s.images / 4096 * s.captions * 4 * WIDTH)),
     ("candidates, 2,000 an image and 400 a caption", lambda s: size(candidates(s))),
     ("re-mining: what rank 0 gathers, twice (parts and their stack)", lambda s: size(2 * candidates(s))),
     ("checkpoint, at 2 GB/s", lambda s: f"{size(checkpoint_bytes(WEIGHTS, {'bf16': {'enabled': True}}))}, "
@@ -173,11 +173,12 @@ TFLOP/s on a GPU, disks that read 2 GB/s a node. Measured elsewhere: 1e7 pairs a
    (`tests/data/test_many_shards.py`).
 3. *Windows are read faster than they are used.* 500 steps take under one per cent of a window's pairs, and every window is
    read whole. Raise `data.window_steps`, or lower `data.max_gib`: 399 negatives need no more than some thousand images.
-4. *Exact mining* takes days on one CPU thread. On 8 GPUs it takes minutes of operations, but every vector is read anew for
-   each block of 1,024 queries, from the page cache if the machine has the memory (`tagsds-mine --block-queries` trades memory
-   for it).
-5. *Exact evaluation*, if the test split grew likewise: `score_matrix` holds all scores in one tensor on one device. Shortlist
-   and rerank saves the encoder's pairs, but its matcher makes the same matrix.
+4. *Exact mining* takes days on one CPU thread. On 8 GPUs it takes minutes of operations, but every caption's vector is read anew
+   for each block of 4,096 images, from the page cache if the machine has the memory (`tagsds-mine --block-queries` trades memory
+   for it). One pass keeps 400 images of each caption in memory (4.5 GiB a million captions on a CPU, two thirds of it on a GPU):
+   above `--tops-gib` each direction is searched by itself, with twice the operations.
+5. *Exact evaluation*, if the test split grew likewise: above `--score-table-gib` the scores lie in files, which grow with images
+   times captions. Shortlist and rerank saves the encoder's pairs, but its matcher makes the same matrix in memory.
 
 **10 million**:
 

@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tagsds.models.matchers import Encoded
-from tagsds.scoring.search import Best, Stored, choose_backend, search
+from tagsds.kernels import select
+from tagsds.kernels.select import Highest
+from tagsds.scoring.search import Stored, dot, search
 
 
 def vectors_of(n: int, width: int, seed: int) -> torch.Tensor:
     x = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
     return x / x.norm(dim=1, keepdim=True)
-
-
-def compare(a: Encoded, b: Encoded) -> torch.Tensor:
-    return a.vectors[:, 0] @ b.vectors[:, 0].T
 
 
 def stored(folder: Path, name: str, vectors: torch.Tensor, owners: torch.Tensor, cuts: list[int]) -> Stored:
@@ -40,35 +37,93 @@ def sides(tmp_path):
     return images_at, stored(tmp_path, "captions", captions, owner, [13, 30]), images, captions, owner
 
 
-@pytest.mark.parametrize("block", [(1, 1), (5, 7), (23, 88), (100, 100)])
+@pytest.fixture(params=["compiled", "torch"])
+def kernel(request, monkeypatch):
+    """Both ways to keep the highest scores."""
+    if request.param == "torch":
+        monkeypatch.setattr(select, "library", lambda: False)
+    elif not select.library():
+        pytest.skip("no C++ compiler")
+
+
+@pytest.mark.parametrize("block", [(1, 19), (5, 7), (23, 88), (100, 100)])
 @pytest.mark.parametrize("k", [1, 4, 20])
-def test_equals_brute_force(sides, block, k):
+def test_equals_brute_force(sides, block, k, kernel):
     images_at, captions_at, images, captions, owner = sides
     whole = images.double() @ captions.double().T
     whole[torch.arange(23)[:, None] == owner[None]] = -torch.inf
     for queries, keys, scores in ((images_at, captions_at, whole), (captions_at, images_at, whole.T)):
         total = len(scores)
         blocks = [(start, min(start + block[0], total)) for start in range(0, total, block[0])]
-        found = np.concatenate([search(compare, queries, keys, a, b, k, block[1]) for a, b in blocks])
+        of_keys = Highest.of(scores.shape[1], k, torch.device("cpu"))
+        found = np.concatenate([search(dot, queries, keys, a, b, k, block[1], of_keys) for a, b in blocks])
         assert found.dtype == np.int32 and found.shape == (total, k)
         assert found.tolist() == scores.sort(dim=1, descending=True).indices[:, :k].tolist()
+        assert of_keys.settled()[1].tolist() == scores.T.sort(dim=1, descending=True).indices[:, :k].tolist()
+        alone = np.concatenate([search(dot, queries, keys, a, b, k, block[1]) for a, b in blocks])
+        assert alone.tolist() == found.tolist()
 
 
 def test_a_row_with_too_few_ends_in_minus_one(sides):
     images_at, captions_at, _, _, owner = sides
-    found = search(compare, images_at, captions_at, 0, 23, 90, 10)
+    found = search(dot, images_at, captions_at, 0, 23, 90, 10)
     for image, row in enumerate(found):
         others = (owner != image).nonzero().flatten().tolist()
         assert sorted(row[: len(others)].tolist()) == others
         assert (row[len(others) :] == -1).all()
 
 
-def test_running_best_by_hand():
-    best = Best.of(1, 2, torch.device("cpu"))
-    best.add(torch.tensor([[0.1, -torch.inf, 0.3]]), torch.tensor([0, 1, 2]))
-    assert best.numbers.tolist() == [[2, 0]]
-    best.add(torch.tensor([[0.2]]), torch.tensor([3]))
-    assert best.numbers.tolist() == [[2, 3]]
+def test_running_tops_by_hand(kernel):
+    rows, columns = Highest.of(1, 2, torch.device("cpu")), Highest.of(3, 2, torch.device("cpu"))
+    block, owners = torch.tensor([[0.1, 0.9, 0.3]]), (torch.tensor([4]), torch.tensor([5, 4, 6]))
+    rows.offer(block, owners, 0)
+    columns.offer(block, owners, 7, by_column=True)
+    assert rows.settled()[1].tolist() == [[2, 0]]
+    assert columns.settled()[1].tolist() == [[7, -1], [-1, -1], [7, -1]]
+    rows.offer(torch.tensor([[0.2, torch.nan, -torch.inf]]), (torch.tensor([4]), torch.tensor([1, 1, 1])), 3)
+    columns.offer(torch.tensor([[0.0, 0.0, 0.5]]), (torch.tensor([1]), torch.tensor([5, 4, 6])), 8, by_column=True)
+    assert rows.settled()[1].tolist() == [[2, 3]]
+    assert columns.settled()[1].tolist() == [[7, 8], [8, -1], [8, 7]]
+    torch.testing.assert_close(columns.settled()[0], torch.tensor([[0.1, 0.0], [0.0, -torch.inf], [0.5, 0.3]]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("order", ["random", "ascending", "descending", "equal", "few values"])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_many_scores_in_any_order(order, by_column, kernel):
+    """Rows that are cut back many times, against a sort; of equal scores the compiled kernel keeps those that came first."""
+    scores = torch.randn(40, 3000, generator=torch.Generator().manual_seed(3))
+    if order == "equal":
+        scores.fill_(0.25)
+    elif order == "few values":
+        scores = scores.round()
+    elif order != "random":
+        scores = scores.sort(dim=1, descending=order == "descending").values
+    owner, owners = torch.arange(40), torch.arange(3000) % 50
+    tops = Highest.of(40, 150, torch.device("cpu"))
+    for first in range(0, 3000, 333):
+        part, own = scores[:, first : first + 333], owners[first : first + 333]
+        if by_column:
+            tops.offer(part.T.contiguous(), (own, owner), first, by_column=True)
+        else:
+            tops.offer(part.contiguous(), (owner, own), first)
+    masked = scores.masked_fill(owner[:, None] == owners[None], -torch.inf)
+    expected = masked.sort(dim=1, descending=True, stable=True)
+    found, numbers = tops.settled()
+    assert torch.equal(found, expected.values[:, :150]) and torch.equal(masked.gather(1, numbers.long()), found)
+    assert all(len(set(row)) == 150 for row in numbers.tolist())
+    if select.library():
+        assert torch.equal(numbers.long(), expected.indices[:, :150])
+
+
+def test_without_a_compiler(monkeypatch):
+    """The torch form is taken, and finds the same."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    select.library.cache_clear()
+    try:
+        assert not select.library() and select.room_for(100, torch.device("cpu")) == 100
+    finally:
+        monkeypatch.undo()
+        select.library.cache_clear()
 
 
 def test_memory_does_not_grow_with_the_keys(tmp_path):
@@ -80,22 +135,7 @@ def test_memory_does_not_grow_with_the_keys(tmp_path):
         keys = stored(folder, "k", vectors_of(n, 16, 0), torch.zeros(n, dtype=torch.int64), [n // 2])
         queries = stored(folder, "q", vectors_of(50, 16, 1), torch.ones(50, dtype=torch.int64), [])
         tracemalloc.start()
-        search(compare, queries, keys, 0, 50, 10, 1_000)
+        search(dot, queries, keys, 0, 50, 10, 1_000)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
-
-
-def test_backend_is_torch_without_faiss(sides, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    assert choose_backend("auto", compare, sides[0], sides[1], 3, (8, 8)) == ("torch", "faiss is not installed")
-    assert choose_backend("faiss", compare, sides[0], sides[1], 3, (8, 8))[0] == "faiss"
-
-
-def test_faiss_finds_the_same(sides):
-    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'tagsds[faiss]'")
-    images_at, captions_at, *_ = sides
-    for queries, keys, n in ((images_at, captions_at, 23), (captions_at, images_at, 88)):
-        ours, theirs = (search(compare, queries, keys, 0, n, 9, 10, backend) for backend in ("torch", "faiss"))
-        assert ours.tolist() == theirs.tolist()
-    assert choose_backend("auto", compare, images_at, captions_at, 3, (8, 8))[0] in ("torch", "faiss")
