@@ -8,7 +8,7 @@ setup(
     description="Image-text retrieval with an encoder that writes its own hard negatives, on DeepSpeed",
     python_requires=">=3.11",
     packages=find_packages(include=["tagsds", "tagsds.*", "preprocess", "preprocess.*"]),
-    package_data={"tagsds": ["recipes/*.yaml", "templates/*", "kernels/cpu/*.cpp"]},
+    package_data={"tagsds": ["recipes/*.yaml", "templates/*", "kernels/cpu/*.cpp", "kernels/cpu/*.h"]},
     install_requires=[
         "torch==2.13.0",
         "deepspeed==0.19.8",

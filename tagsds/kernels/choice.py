@@ -26,6 +26,7 @@ OPERATIONS = {
     "attention": "attention over packed sequences",
     "add_norm": "dropout + residual + LayerNorm",
     "linear": "linear layers",
+    "select": "the k highest scores of rows and columns",
 }
 VARIABLE = "TAGSDS_KERNELS"
 HALVES = (torch.float16, torch.bfloat16)
@@ -102,6 +103,11 @@ def linear(device: torch.device, dtype: torch.dtype) -> str:
     if is_forced_to_reference("linear") or device.type != "cpu":
         return "reference"
     return "onednn" if has_onednn(dtype) else "reference"
+
+
+def select(device: torch.device) -> str:
+    """The implementation of a running choice of the k highest scores."""
+    return "cpu" if device.type == "cpu" and not is_forced_to_reference("select") and compiled() else "reference"
 
 
 @cache

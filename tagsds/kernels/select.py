@@ -3,26 +3,18 @@
 Shapes: n rows that are kept, k wanted of each, room >= k places for them; a block of scores is [q, m].
 
 On a CPU with a compiler each score of a block costs one compare with its row's bar (the k-th highest so far), the few above it
-are appended, and a full row is cut back by a partial sort (`cpu/select.cpp`, compiled once and cached). Elsewhere, on a GPU among
+are appended, and a full row is cut back by a partial sort (`cpu/select.cpp`). Elsewhere, on a GPU among
 others, `torch.topk` of each block is merged with what is kept.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import shutil
-import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).parent / "cpu" / "select.cpp"
-FLAGS = ["-O3", "-march=native", "-fopenmp"]
+from tagsds.kernels import choice
 
 
 @dataclass
@@ -52,6 +44,10 @@ class Highest:
             torch.full((rows,), -torch.inf, device=device),
         )
 
+    @property
+    def _kept(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.scores, self.numbers, self.filled, self.bar
+
     def part(self, start: int, stop: int) -> Highest:
         """Rows start..stop-1, which share memory with these."""
         return Highest(self.k, *(field[start:stop] for field in (self.scores, self.numbers, self.filled, self.bar)))
@@ -64,9 +60,9 @@ class Highest:
         owners   int [q] and [m]: a score whose row and column have the same owner does not count
         """
         if _compiled(block):
-            own = tuple(side.to(torch.int32).contiguous() for side in owners)
-            fields = self.scores, self.numbers, self.filled, self.bar
-            torch.ops.tagsds_select.offer(block.contiguous(), *fields, self.k, first, *own, by_column)
+            from tagsds.kernels.cpu.select import offer
+
+            offer(self._kept, self.k, block, first, owners, by_column)
         else:
             self._offer(block, owners, first, by_column)
 
@@ -88,7 +84,9 @@ class Highest:
     def settled(self, block: int = 1 << 16) -> tuple[Tensor, Tensor]:
         """Scores float32 [n, k], highest first and equal ones by number, and their numbers int32 [n, k]; -inf and -1 for none."""
         if _compiled(self.scores):
-            torch.ops.tagsds_select.settle(self.scores, self.numbers, self.filled, self.bar, self.k)
+            from tagsds.kernels.cpu.select import settle
+
+            settle(self._kept, self.k)
         else:
             for start in range(0, len(self.scores), block):
                 self.part(start, start + block)._settle()
@@ -118,63 +116,15 @@ def room_for(k: int, device: torch.device) -> int:
 
 def compiled_on(device: torch.device) -> bool:
     """Whether float32 scores on this device are compared with a bar, so that narrow blocks cost no more than wide ones."""
-    return device.type == "cpu" and library()
+    return choice.select(device) == "cpu"
 
 
 def dot_products(x: Tensor, y: Tensor) -> Tensor:
     """x [q, E] @ y [m, E]^T: [q, m]. On a CPU by oneDNN, which was a tenth faster than the BLAS behind `torch.mm`."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
+    if choice.linear(x.device, x.dtype) == "onednn":
         return torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
     return x @ y.T
 
 
-@lru_cache(1)
-def _has_onednn() -> bool:
-    """Whether oneDNN's linear layer is there and gives this product: it is an inner operator of torch, which may change."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    x, y = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
-    try:
-        return torch.equal(torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], ""), x @ y.T)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-
-
 def _compiled(like: Tensor) -> bool:
     return like.dtype == torch.float32 and compiled_on(like.device)
-
-
-@lru_cache(1)
-def library() -> bool:
-    """Whether `torch.ops.tagsds_select` is there: compiled for this processor on first use, and kept in the user's cache."""
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        return False
-    kept = _cache() / f"select-{_digest()}.so"
-    try:
-        if kept.is_file():
-            torch.ops.load_library(kept)
-            return True
-        from torch.utils.cpp_extension import load
-
-        with tempfile.TemporaryDirectory() as folder:  # of this process, so that ranks need no lock
-            load("tagsds_select", [str(SOURCE)], extra_cflags=FLAGS, build_directory=folder, is_python_module=False)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_name(f"{kept.name}.{platform.node()}.{os.getpid()}")
-            shutil.copy(Path(folder) / "tagsds_select.so", temporary)
-            os.replace(temporary, kept)
-        return True
-    except (RuntimeError, OSError, ImportError):
-        return False
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagsds"
-
-
-def _digest() -> str:
-    """What the compiled file depends on: source, flags, torch, and the processor that -march=native takes."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else [platform.processor()]
-    processor = sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))})
-    parts = [SOURCE.read_text(), *FLAGS, torch.__version__, platform.machine(), *processor]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

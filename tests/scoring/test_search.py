@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tagsds.kernels import select
+from tagsds.kernels import choice, select
 from tagsds.kernels.select import Highest
 from tagsds.scoring.search import Stored, dot, search
 
@@ -38,12 +38,12 @@ def sides(tmp_path):
 
 
 @pytest.fixture(params=["compiled", "torch"])
-def kernel(request, monkeypatch):
+def kernel(request):
     """Both ways to keep the highest scores."""
-    if request.param == "torch":
-        monkeypatch.setattr(select, "library", lambda: False)
-    elif not select.library():
+    if request.param == "compiled" and not choice.compiled():
         pytest.skip("no C++ compiler")
+    with choice.forced({"select": "reference"} if request.param == "torch" else {}):
+        yield
 
 
 @pytest.mark.parametrize("block", [(1, 19), (5, 7), (23, 88), (100, 100)])
@@ -111,19 +111,13 @@ def test_many_scores_in_any_order(order, by_column, kernel):
     found, numbers = tops.settled()
     assert torch.equal(found, expected.values[:, :150]) and torch.equal(masked.gather(1, numbers.long()), found)
     assert all(len(set(row)) == 150 for row in numbers.tolist())
-    if select.library():
+    if choice.select(torch.device("cpu")) == "cpu":
         assert torch.equal(numbers.long(), expected.indices[:, :150])
 
 
-def test_without_a_compiler(monkeypatch):
-    """The torch form is taken, and finds the same."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    select.library.cache_clear()
-    try:
-        assert not select.library() and select.room_for(100, torch.device("cpu")) == 100
-    finally:
-        monkeypatch.undo()
-        select.library.cache_clear()
+def test_without_the_kernel_a_row_needs_no_spare_places():
+    with choice.forced({"select": "reference"}):
+        assert select.room_for(100, torch.device("cpu")) == 100
 
 
 def test_memory_does_not_grow_with_the_keys(tmp_path):

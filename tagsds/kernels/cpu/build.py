@@ -29,9 +29,10 @@ class NotBuiltError(Exception):
 @lru_cache
 def library() -> ctypes.CDLL:
     """The compiled kernels. NotBuiltError where they cannot be compiled or loaded."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    wanted = os.environ.get("CXX", "g++")
+    compiler = shutil.which(wanted)
     if platform.system() != "Linux" or compiler is None:
-        raise NotBuiltError("g++ is not installed" if compiler is None else "only built on Linux")
+        raise NotBuiltError(f"{wanted} is not installed" if compiler is None else "they are built on Linux only")
     path = cache_folder() / f"cpu-{digest(compiler)}.so"
     if not path.is_file():
         compile_library(compiler, path)

@@ -4,10 +4,6 @@
 // A row keeps up to `room` > k scores without order, and a bar: the k-th highest score when it was last cut back. A block costs one
 // compare a score; what lies above the bar is appended, and a full row is cut back to its k highest by a partial sort. Random order
 // appends about k (1 + ln(N / k)) of a row's N scores.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -177,50 +173,32 @@ void columns_of(const float* block, int64_t rows, int64_t begin, int64_t end, in
   }
 }
 
-Tops tops_of(const at::Tensor& scores, const at::Tensor& numbers, const at::Tensor& filled, const at::Tensor& bar, int64_t k) {
-  TORCH_CHECK(scores.dim() == 2 && scores.is_contiguous() && numbers.is_contiguous() && filled.is_contiguous() && bar.is_contiguous());
-  TORCH_CHECK(numbers.sizes() == scores.sizes() && filled.numel() == scores.size(0) && bar.numel() == scores.size(0));
-  TORCH_CHECK(k >= 1 && scores.size(1) >= k + LANES, "a row needs room for k + 16 scores");
-  return {scores.data_ptr<float>(), numbers.data_ptr<int32_t>(), filled.data_ptr<int32_t>(), bar.data_ptr<float>(), k, scores.size(1)};
-}
-
-void offer(const at::Tensor& block, at::Tensor scores, at::Tensor numbers, at::Tensor filled, at::Tensor bar, int64_t k, int64_t first,
-           const at::Tensor& row_owners, const at::Tensor& column_owners, bool by_column) {
-  const Tops tops = tops_of(scores, numbers, filled, bar, k);
-  const int64_t rows = block.size(0), columns = block.size(1);
-  TORCH_CHECK(block.dim() == 2 && block.is_contiguous() && row_owners.is_contiguous() && column_owners.is_contiguous());
-  TORCH_CHECK(row_owners.numel() == rows && column_owners.numel() == columns && scores.size(0) == (by_column ? columns : rows));
-  const float* s = block.data_ptr<float>();
-  const int32_t *owner = row_owners.data_ptr<int32_t>(), *theirs = column_owners.data_ptr<int32_t>();
-  if (!by_column) {
-    at::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
-      rows_of(s, begin, end, columns, tops, int32_t(first), owner, theirs);
-    });
-    return;
-  }
-  at::parallel_for(0, (columns + STRIP - 1) / STRIP, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t strip = begin; strip < end; ++strip)
-      columns_of(s, rows, strip * STRIP, std::min(columns, (strip + 1) * STRIP), columns, tops, int32_t(first), owner, theirs);
-  });
-}
-
-void settle(at::Tensor scores, at::Tensor numbers, at::Tensor filled, at::Tensor bar, int64_t k) {
-  const Tops tops = tops_of(scores, numbers, filled, bar, k);
-  at::parallel_for(0, scores.size(0), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      tops.cut(r, true);
-      for (int64_t i = tops.filled[r]; i < tops.room; ++i) {
-        tops.scores[r * tops.room + i] = -std::numeric_limits<float>::infinity();
-        tops.numbers[r * tops.room + i] = -1;
-      }
-    }
-  });
-}
-
 }  // namespace
 
-TORCH_LIBRARY(tagsds_select, m) {
-  m.def("offer(Tensor block, Tensor(a!) scores, Tensor(b!) numbers, Tensor(c!) filled, Tensor(d!) bar, int k, int first, "
-        "Tensor row_owners, Tensor column_owners, bool by_column) -> ()", &offer);
-  m.def("settle(Tensor(a!) scores, Tensor(b!) numbers, Tensor(c!) filled, Tensor(d!) bar, int k) -> ()", &settle);
+extern "C" {
+
+// block [rows, columns]; tops of each row, or `by_column` of each column; room >= k + 16
+void select_offer(const Tops* tops, const float* block, int64_t rows, int64_t columns, int32_t first, const int32_t* row_owners,
+                  const int32_t* column_owners, int by_column) {
+  if (!by_column) {
+#pragma omp parallel for schedule(dynamic, 8)
+    for (int64_t r = 0; r < rows; ++r) rows_of(block, r, r + 1, columns, *tops, first, row_owners, column_owners);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t strip = 0; strip < (columns + STRIP - 1) / STRIP; ++strip)
+    columns_of(block, rows, strip * STRIP, std::min(columns, (strip + 1) * STRIP), columns, *tops, first, row_owners, column_owners);
+}
+
+// each of n rows cut to its k highest, in order; -inf and -1 behind them
+void select_settle(const Tops* tops, int64_t n) {
+#pragma omp parallel for schedule(dynamic, 64)
+  for (int64_t r = 0; r < n; ++r) {
+    tops->cut(r, true);
+    for (int64_t i = tops->filled[r]; i < tops->room; ++i) {
+      tops->scores[r * tops->room + i] = -std::numeric_limits<float>::infinity();
+      tops->numbers[r * tops->room + i] = -1;
+    }
+  }
+}
 }
