@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel for A100 (sm_80) and H100/H200 (sm_90) without a GPU, and reads its shared memory, registers and spills.
+"""Compiles every Triton kernel for A100 (sm_80) and H100/H200 (sm_90) without a GPU; reads its shared memory, registers and spills.
 
-    python tests/kernels/compile_report.py [--capability 80 90] [--json]
+    python tests/kernels/compile_report.py [--capability 80 90] [--main] [--json]
 
 Prints the Markdown table of docs/kernels.md, or JSON. A process of its own: the interpreter and the compiler exclude each other.
 """
@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from tagsds.kernels.triton import add_norm, attention, sample
+from tagsds.kernels.triton import add_norm, attention, flash, sample
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 FLOAT32 = {"lse", "delta", "mean", "rstd", "partial", "keys"}  # whatever the tensors' dtype
@@ -58,17 +58,17 @@ def attention_cases() -> list[Case]:
         (12, 64, (150, 150), 0.0, torch.bfloat16, True),
         (12, 64, (1, 150), 0.0, torch.bfloat16, True),  # the last layer, for [CLS] alone
         (12, 64, (150, 150), 0.1, torch.float32, True),
-        (4, 24, (20, 40), 0.1, torch.bfloat16, False),
+        (4, 24, (20, 40), 0.1, torch.bfloat16, True),  # a small head, padded
         (8, 128, (150, 150), 0.1, torch.bfloat16, False),
         (4, 256, (150, 150), 0.1, torch.bfloat16, False),
         (4, 256, (150, 150), 0.1, torch.float32, False),
     ]
     for heads, width, longest, dropout, dtype, main in sizes:
         query = torch.empty(0, heads, width, dtype=dtype)
-        settings = attention.settings(query, longest, dropout)
         name = f"{heads} heads of {width}, {longest[0]} queries, {longest[1]} keys, dropout {dropout}"
-        kernels = (attention.attend, attention.attend_dq, attention.attend_dkv)
-        found += [Case(name, kernel, settings, dtype, main) for kernel in kernels]
+        for kernel in (flash.attend, flash.attend_dq, flash.attend_dkv):
+            settings = attention.settings(query, longest, dropout, owns_keys=kernel is flash.attend_dkv)
+            found.append(Case(name, kernel, settings, dtype, main))
     return found
 
 
@@ -97,7 +97,8 @@ def add_norm_cases() -> list[Case]:
 
 def sample_cases() -> list[Case]:
     found = []
-    for width, dtype, rows in ((768, torch.bfloat16, 2000), (1024, torch.bfloat16, 2000), (768, torch.float32, 2000), (768, torch.bfloat16, 9)):
+    half, single = torch.bfloat16, torch.float32
+    for width, dtype, rows in ((768, half, 2000), (1024, half, 2000), (768, single, 2000), (768, half, 9)):
         settings = sample.settings(torch.empty(rows, width, dtype=dtype), 20)
         found.append(Case(f"{rows} positions, width {width}, 20 draws", sample.sample_chunk, settings, dtype, True))
     return found
@@ -113,7 +114,7 @@ def signature(case: Case) -> dict[str, str]:
             types[name] = "i32"
         elif name in SCALARS | INTEGERS:
             types[name] = (SCALARS | INTEGERS)[name]
-        elif name in FLOAT32 or (name in ("weight", "bias", "dweight") and case.kernel is not sample.sample_chunk):
+        elif name in FLOAT32 or (name in ("weight", "bias") and case.kernel is not sample.sample_chunk):
             types[name] = "*fp32"
         else:
             types[name] = POINTERS[case.dtype]
@@ -171,9 +172,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--capability", type=int, nargs="+", default=[80, 90])
+    parser.add_argument("--main", action="store_true", help="the sizes of the published models alone")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = [compile_case(case, capability) for case in cases() for capability in given.capability]
+    wanted = [case for case in cases() if case.main or not given.main]
+    rows = [compile_case(case, capability) for case in wanted for capability in given.capability]
     print(json.dumps(rows) if given.json else table(rows))
 
 

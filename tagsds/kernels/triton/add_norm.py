@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tagsds.kernels.triton.bits import bits_of, row_bits
 from tagsds.kernels.triton.device import drop_settings, on, processors
+from tagsds.kernels.triton.interpreter import cast
 
 WIDEST = 4096
 ROWS_PER_PROGRAM = 16  # of backward, at least: fewer would write more partial sums than they read rows
@@ -54,7 +55,7 @@ def add_norm_forward(
     w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     y = z * scale * w + b
-    tl.store(out + row.to(tl.int64) * width + column, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row.to(tl.int64) * width + column, cast(y, out.dtype.element_ty), mask=inside)
     if keeps:
         tl.store(mean + row, centre)
         tl.store(rstd + row, scale)
@@ -85,10 +86,10 @@ def add_norm_backward(
         a = dy * w
         dz = (a - tl.sum(a, 0) / width - n * (tl.sum(a * n, 0) / width)) * scale
         if apart:
-            tl.store(dresidual + first * width + column, dz.to(dresidual.dtype.element_ty), mask=inside)
+            tl.store(dresidual + first * width + column, cast(dz, dresidual.dtype.element_ty), mask=inside)
         if threshold > 0:
             dz = tl.where(bits_of(drawn, column) >= threshold, dz * keep_scale, 0.0)
-        tl.store(dx + first * width + column, dz.to(dx.dtype.element_ty), mask=inside)
+        tl.store(dx + first * width + column, cast(dz, dx.dtype.element_ty), mask=inside)
     tl.store(partial + program * 2 * width + column, dw, mask=inside)
     tl.store(partial + program * 2 * width + width + column, db, mask=inside)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tagsds.kernels import sample
 from tagsds.kernels.triton.bits import bits_of, row_bits
 from tagsds.kernels.triton.device import on, precision, processors
+from tagsds.kernels.triton.interpreter import dot
 
 BLOCK = tl.constexpr(sample.BLOCK)
 
@@ -33,7 +34,7 @@ def _gumbel(bits):
 
 
 @triton.jit
-def _logits(states, weight, row, piece, count, pieces, width: tl.constexpr, step: tl.constexpr, dot: tl.constexpr):
+def _logits(states, weight, row, piece, count, pieces, width: tl.constexpr, step: tl.constexpr, precision: tl.constexpr):
     """states @ weight.T for the given rows and pieces: float32 [rows, pieces]."""
     sums = tl.zeros([row.shape[0], piece.shape[0]], tl.float32)
     for start in range(0, width, step):
@@ -44,14 +45,14 @@ def _logits(states, weight, row, piece, count, pieces, width: tl.constexpr, step
             mask=(row < count)[:, None] & inside[None, :], other=0.0,
         )  # fmt: skip
         w = tl.load(weight + piece[None, :] * width + column[:, None], mask=(piece < pieces)[None, :] & inside[:, None], other=0.0)
-        sums = tl.dot(x, w, sums, input_precision=dot)
+        sums = dot(x, w, sums, precision)
     return sums
 
 
 @triton.jit(do_not_specialize=["seed", "count", "pieces", "share"])
 def sample_chunk(
     states, weight, bias, allowed, keys, chosen, inverse_tau, seed, count, pieces, share,
-    width: tl.constexpr, draws: tl.constexpr, padded: tl.constexpr, rows: tl.constexpr, step: tl.constexpr, dot: tl.constexpr,
+    width: tl.constexpr, draws: tl.constexpr, padded: tl.constexpr, rows: tl.constexpr, step: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """keys float32 and chosen int32 [C, n, S] of a block of positions and a chunk of `share` blocks of pieces."""
     chunk = tl.program_id(1)
@@ -64,7 +65,7 @@ def sample_chunk(
         block = chunk * share + index
         piece = block * BLOCK + inside
         fits = (piece < pieces) & (tl.load(allowed + piece, mask=piece < pieces, other=0) != 0)
-        logit = _logits(states, weight, row, piece, count, pieces, width, step, dot)
+        logit = _logits(states, weight, row, piece, count, pieces, width, step, precision)
         logit = (logit + tl.load(bias + piece, mask=piece < pieces, other=0.0).to(tl.float32)[None, :]) * inverse_tau
         logit = tl.where(fits[None, :], logit, float("-inf"))
         highest = tl.maximum(tl.max(logit, 1), -3.4028234663852886e38)
@@ -91,9 +92,11 @@ def sample_chunk(
 
 def settings(states: Tensor, draws: int) -> dict[str, Any]:
     """Compile-time constants of the kernel."""
+    most = 64 if states.element_size() == 2 else 32
     return {
-        "width": states.shape[1], "draws": draws, "padded": triton.next_power_of_2(draws), "rows": 64 if states.shape[0] > 32 else 16,
-        "step": 64 if states.element_size() == 2 else 32, "dot": precision(states.dtype), "num_warps": 8, "num_stages": 3,
+        "width": states.shape[1], "draws": draws, "padded": triton.next_power_of_2(draws),
+        "rows": most if states.shape[0] > 32 else 16, "step": most, "precision": precision(states.dtype),
+        "num_warps": 8, "num_stages": 3,
     }  # fmt: skip
 
 
