@@ -167,12 +167,12 @@ def measure(work: Work, device: torch.device, repeats: int) -> Row:
     return Row(work.operation, work.implementation, middle, tflops, work.bytes / middle / 1e6 if work.bytes else None)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU here; --device cpu runs tiny sizes.")
     device = torch.device(given.device)

@@ -158,15 +158,19 @@ def assembled(ptx: str) -> dict[str, int]:
     return {"registers": max(int(number) for number in re.findall(r"Used (\d+) registers", said)), "spills": spills}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown, both targets in one line: sm_80 / sm_90."""
     lines = [
-        "| kernel | case | dtype | target | warps | shared memory, bytes | registers a thread | spills, bytes |",
-        "|---|---|---|---|---:|---:|---:|---:|",
+        "| kernel | case | dtype | warps | shared memory, bytes | registers a thread | spills, bytes |",
+        "|---|---|---|---:|---:|---:|---:|",
     ]
+    together: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        cells = (row[name] for name in ("kernel", "case", "dtype", "target", "warps", "shared", "registers", "spills"))
-        lines.append("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells) + " |")
-    return "\n".join(lines)
+        together.setdefault((row["kernel"], row["case"], row["dtype"], row["warps"]), []).append(row)
+    for key, found in together.items():
+        figures = (" / ".join(f"{row[name]:,}" for row in found) for name in ("shared", "registers", "spills"))
+        lines.append("| " + " | ".join([*map(str, key), *figures]) + " |")
+    return lines
 
 
 def main() -> None:
@@ -177,7 +181,7 @@ def main() -> None:
     given = parser.parse_args()
     wanted = [case for case in cases() if case.main or not given.main]
     rows = [compile_case(case, capability) for case in wanted for capability in given.capability]
-    print(json.dumps(rows) if given.json else table(rows))
+    print(json.dumps({"rows": rows, "table": table(rows)}) if given.json else "\n".join(table(rows)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tagsds.kernels import triton as package
+from tests.bench import kernels as benchmark
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # bytes a program may have: NVIDIA's tables of compute capabilities
@@ -39,7 +40,8 @@ def test_values_and_gradients_in_the_interpreter(kernel):
 @needs_triton
 @pytest.mark.slow
 def test_every_kernel_compiles_fits_and_spills_nothing_at_the_main_sizes():
-    rows = json.loads(run("tests/kernels/compile_report.py", "--main", "--json", TRITON_INTERPRET="0"))
+    report = json.loads(run("tests/kernels/compile_report.py", "--main", "--json", TRITON_INTERPRET="0"))
+    rows = report["rows"]
     assert {row["target"] for row in rows} == set(SHARED)
     written = {"attend", "attend_dq", "attend_dkv", "add_norm_forward", "add_norm_backward", "sample_chunk"}
     assert {row["kernel"] for row in rows} == written
@@ -49,6 +51,17 @@ def test_every_kernel_compiles_fits_and_spills_nothing_at_the_main_sizes():
         assert row["spills"] == 0, row
         if row["dtype"] != "float32" and "add_norm" not in row["kernel"]:
             assert row["tensor_cores"], row
+    page = (ROOT / "docs" / "kernels.md").read_text().splitlines()
+    missing = [line for line in report["table"] if line not in page]
+    assert missing == [], "docs/kernels.md holds other figures: python tests/kernels/compile_report.py prints its table"
+
+
+def test_the_benchmark_runs_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    benchmark.main(["--device", "cpu", "--repeats", "1", "--output", str(tmp_path / "kernels.json")])
+    rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
+    assert {row["operation"].split(",")[0].split(" of ")[0] for row in rows} == {"attention", "add_norm", "sampling"}
+    assert all(row["milliseconds"] > 0 for row in rows)
 
 
 def test_who_takes_the_kernels(monkeypatch):
