@@ -7,17 +7,27 @@ Formulas and kernels: tagsds.kernels.triton.flash.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
 from torch import Tensor
 
-from tagsds.kernels.attention import Sequences
 from tagsds.kernels.triton.device import drop_settings, on, precision
 from tagsds.kernels.triton.flash import attend, attend_dkv, attend_dq
 
 WIDEST = 256
+
+
+class Sequences(Protocol):
+    """What is read of tagsds.kernels.attention.Sequences, which may import this module and is not imported here."""
+
+    lengths: Tensor
+    longest: int
+
+    @property
+    def cumulative(self) -> Tensor: ...
+
 
 # (float32 or not, padded width of a head at most) -> (rows that a program owns, rows that it goes through at a time, warps,
 # stages). Chosen by the compiler's figures in docs/kernels.md: no spills at the usual widths. tl.dot wants 16 rows.
