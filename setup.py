@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+TRITON = "triton==3.9.0; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
 setup(
     name="tagsds",
     version="0.1.0",
@@ -31,6 +33,8 @@ setup(
         "lmdb": ["lmdb", "msgpack", "lz4"],
         "spacy": ["spacy"],
         "eccv": ["eccv_caption==0.1.0"],  # relevance data of ECCV Caption and CxC
+        # The kernels of tagsds/kernels/triton; a CUDA build of torch brings its own Triton, which serves too.
+        "kernels": [TRITON],
         "dev": [
             "pytest",
             "ruff==0.17.5",
@@ -38,6 +42,7 @@ setup(
             "import-linter==2.16",
             "eccv_caption==0.1.0",
             "types-PyYAML",
+            TRITON,  # its interpreter and its compiler need no GPU: the tests run and compile every kernel
             "nltk",  # the tests hold our word tokenizer against its word_tokenize
             *("lmdb", "msgpack", "msgpack-numpy", "lz4"),  # the tests write UNITER's files
         ],
