@@ -138,6 +138,10 @@ def self_attention(
         out = SelfAttention.apply(packed, query, heads, asking.offsets, sequences.offsets, dropout, seed)
         assert isinstance(out, Tensor)
         return out
+    if chosen == "triton" and query is None and len(packed):
+        from tagsds.kernels.triton import attention as triton
+
+        return triton.self_attention(packed, heads, sequences, dropout, draw_seed() if dropout else 0).flatten(1)
     *own, key, value = (part.unflatten(-1, (heads, -1)) for part in packed.chunk(parts, dim=-1))
     asked = own[0] if query is None else query.unflatten(-1, (heads, -1))
     if len(asked) == 0:

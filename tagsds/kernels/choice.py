@@ -26,6 +26,7 @@ OPERATIONS = {
     "attention": "attention over packed sequences",
     "add_norm": "dropout + residual + LayerNorm",
     "linear": "linear layers",
+    "sample": "refills of masked words, drawn from the vocabulary",
     "select": "the k highest scores of rows and columns",
 }
 VARIABLE = "TAGSDS_KERNELS"
@@ -85,7 +86,8 @@ def attention(device: torch.device, dtype: torch.dtype, width: int, dropout: boo
     if device.type == "cuda":
         if not dropout and varlen_takes(dtype, width, torch.cuda.get_device_capability(device)):
             return "varlen"
-        return "triton" if has_triton() and 16 <= width <= 256 else "reference"
+        # float32 without dropout: padded SDPA has tuned kernels; with dropout the mask is to be the other kernels'
+        return "triton" if has_triton(device) and width <= 256 and (dropout or dtype in HALVES) else "reference"
     return "reference"
 
 
@@ -95,7 +97,7 @@ def add_norm(device: torch.device, dtype: torch.dtype) -> str:
         return "reference"
     if device.type == "cpu":
         return "cpu" if compiled() and dtype in (torch.float32, torch.bfloat16) else "reference"
-    return "triton" if device.type == "cuda" and has_triton() else "reference"
+    return "triton" if device.type == "cuda" and has_triton(device) else "reference"
 
 
 def linear(device: torch.device, dtype: torch.dtype) -> str:
@@ -103,6 +105,13 @@ def linear(device: torch.device, dtype: torch.dtype) -> str:
     if is_forced_to_reference("linear") or device.type != "cpu":
         return "reference"
     return "onednn" if has_onednn(dtype) else "reference"
+
+
+def sample(device: torch.device) -> str:
+    """The implementation of drawing pieces from softmax(logits / tau): the kernel keeps no table of logits."""
+    if device.type != "cuda" or is_forced_to_reference("sample"):
+        return "reference"
+    return "triton" if has_triton(device) else "reference"
 
 
 def select(device: torch.device) -> str:
@@ -135,8 +144,9 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 @cache
-def has_triton() -> bool:
-    return find_spec("triton") is not None
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton is installed and the GPU an A100 or later."""
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @cache
@@ -149,10 +159,13 @@ def varlen_takes(dtype: torch.dtype, width: int, capability: tuple[int, int]) ->
 def report(device: torch.device, dtype: torch.dtype, head_width: int, dropout: bool) -> str:
     """One line for the start of a run: what serves each operation, and why a kernel is missing."""
     of_attention = attention(device, dtype, head_width, dropout)
-    chosen = f"attention {of_attention}, add_norm {add_norm(device, dtype)}, linear {linear(device, dtype)}"
+    chosen = (
+        f"attention {of_attention}, add_norm {add_norm(device, dtype)}, linear {linear(device, dtype)}, "
+        f"sample {sample(device)}, select {select(device)}"
+    )
     why = ""
     if device.type == "cpu" and why_not_compiled() and not is_forced_to_reference("attention"):
         why = f" (no C++ kernels: {why_not_compiled()})"
-    if device.type == "cuda" and not has_triton():
-        why = " (no Triton kernels: triton is not installed)"
+    if device.type == "cuda" and not has_triton(device):
+        why = " (no Triton kernels: triton is not installed, or the GPU is older than an A100)"
     return f"kernels: {chosen}{why}"

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
-from tagsds.data.masking import choose_by_structure, corrupt, span_members
+from tagsds.data.masking import choose_by_structure, corrupt, ordinary_pieces, span_members
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
+from tagsds.kernels import choice
 from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.tailored import filter_candidates, refill, write
@@ -116,7 +117,7 @@ def write_negatives(
     pairs = builder.build()
     with without_dropout(model):
         states = model(pairs, maskings.hidden(Layout.of(pairs), 0))
-        pieces = refill(model.mlm(states), vocab, config.tau, config.refills, draw.generator(bank.device, "refill"))
+        pieces = refill_states(model, states, vocab, config, draw)
     candidates = write(maskings.ids, maskings.chosen, pieces)
     filtered = filter_candidates(candidates, maskings.ids, annotated(bank, images, vocab), vocab)
     caption, candidate = filtered.keep.nonzero(as_tuple=True)
@@ -124,6 +125,21 @@ def write_negatives(
     masked = maskings.chosen[caption, torch.div(candidate, config.refills, rounding_mode="floor")]
     score = score_sentences(scorer, bank, ids, maskings.lengths[caption], images[caption])
     return Written(ids, caption, masked, score, filtered.counts)
+
+
+def refill_states(model: UniterModel, states: Tensor, vocab: Vocabulary, config: SyntheticConfig, draw: Draw) -> Tensor:
+    """Pieces for masked positions from their states [n, H], int64 [n, R]: by a kernel without a table of logits where there is one
+    and the decoder's weight is whole on this rank."""
+    decoder = model.mlm.decoder
+    if choice.sample(states.device) == "reference" or hasattr(decoder.weight, "ds_id"):
+        return refill(model.mlm(states), vocab, config.tau, config.refills, draw.generator(states.device, "refill"))
+    from tagsds.kernels.triton.sample import sample_pieces
+
+    allowed = torch.zeros(vocab.size, dtype=torch.bool, device=states.device)
+    allowed[ordinary_pieces(vocab, states.device)] = True
+    seed = int(torch.randint(1 << 31, (), generator=draw.generator("cpu", "refill")))
+    states = model.mlm.transform(states)
+    return sample_pieces(states, decoder.weight, decoder.bias, allowed, config.tau, config.refills, seed)
 
 
 def annotated(bank: Bank, images: Tensor, vocab: Vocabulary) -> Tensor:

@@ -38,15 +38,16 @@ def test_what_the_flash_kernel_takes(dtype, width, capability, expected):
     [
         (torch.bfloat16, 64, False, True, "varlen"),
         (torch.bfloat16, 64, True, True, "triton"),
-        (torch.float32, 64, False, True, "triton"),
+        (torch.float32, 64, False, True, "reference"),
+        (torch.float32, 64, True, True, "triton"),
         (torch.bfloat16, 64, True, False, "reference"),
-        (torch.bfloat16, 8, True, True, "reference"),
+        (torch.bfloat16, 12, False, True, "triton"),
         (torch.bfloat16, 512, False, True, "reference"),
     ],
 )
 def test_attention_on_a_gpu(monkeypatch, dtype, width, dropout, triton, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: H200)
-    monkeypatch.setattr(choice, "has_triton", lambda: triton)
+    monkeypatch.setattr(choice, "has_triton", lambda device: triton)
     assert choice.attention(GPU, dtype, width, dropout) == expected
 
 
@@ -57,7 +58,7 @@ def test_everything_can_be_forced_to_the_reference(monkeypatch):
         assert not choice.is_forced_to_reference(operation)
     monkeypatch.setenv("TAGSDS_KERNELS", "reference")
     line = choice.report(CPU, torch.float32, 64, True)
-    assert line == "kernels: attention reference, add_norm reference, linear reference"
+    assert line == "kernels: attention reference, add_norm reference, linear reference, sample reference, select reference"
     monkeypatch.setenv("TAGSDS_KERNELS", "attention=reference,select=reference")
     assert choice.attention(CPU, torch.float32, 64, False) == "reference"
     assert not choice.is_forced_to_reference("linear")

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tagsds.kernels.cpu.build import library
 
-
 Kept = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
