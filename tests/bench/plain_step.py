@@ -3,13 +3,18 @@
 It computes the losses of `tagsds.objectives.retrieval` from the same draws and the same weights, the way the released
 code of the paper is built: image features are projected again for every pair, the last layer is computed for every
 position, the vocabulary for every word, the true pair is forwarded once for each ranking loss, repeated and filtered
-candidates are scored before they are dropped, and filtering is a Python loop. It shares
-attention's kernel (SDPA) with the package, so that a ratio between the two says nothing about kernels.
+candidates are scored before they are dropped, and filtering is a Python loop. Attention is PyTorch's fused one (`fused`), or
+written out with its probabilities in memory (`written_out`), as the released code has it. Dropout is the model's, in the batches
+with a gradient alone, as in the package.
 
-Shapes: P = pairs of a batch, W = words of the longest text, R = regions of the largest image, L = longest sequence.
+Shapes: P = pairs of a batch, W = words of the longest text, R = regions of the largest image, L = longest sequence, A = heads,
+D = width of a head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +29,20 @@ from tagsds.negatives.random import draw_captions, draw_images
 from tagsds.negatives.writer import mask_captions
 
 # --- the encoder, padded ---------------------------------------------------------------------------------------------
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V on [P, A, L, D], mask bool [P, 1, 1, L], by SDPA."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """The same, step by step; the probabilities [P, A, L, L] lie in memory."""
+    scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+    probability = torch.softmax(scores + (~mask).to(scores.dtype) * -10000.0, dim=-1)
+    return F.dropout(probability, dropout, training=dropout > 0) @ value
 
 
 def pad_texts(texts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -47,7 +66,9 @@ def pad_images(bank: Bank, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     return feature, place, lengths
 
 
-def encode(model: UniterModel, texts: list[list[int]], bank: Bank, images: list[int], pad: int) -> Tensor:
+def encode_padded(
+    model: UniterModel, texts: list[list[int]], bank: Bank, images: list[int], pad: int, attention: Attention
+) -> Tensor:
     """States of every position, [P, L, H]; words stand first, regions directly behind them."""
     ids, text_lengths = pad_texts(texts, pad, bank.device)
     feature, place, image_lengths = pad_images(bank, images)
@@ -56,22 +77,28 @@ def encode(model: UniterModel, texts: list[list[int]], bank: Bank, images: list[
     words = t.norm(t.word(ids) + t.position.weight[: ids.shape[1]] + t.token_type.weight[0])
     regions = i.norm(i.feature_norm(i.feature(feature)) + i.box_norm(i.box(place)) + t.token_type.weight[1])
 
-    both = torch.cat([words, regions], dim=1)
+    both = dropped(torch.cat([words, regions], dim=1), model.config.hidden_dropout_prob)
     lengths = text_lengths + image_lengths
     column = torch.arange(int(lengths.max()), device=bank.device).expand(len(texts), -1)
     shift = torch.where(column < text_lengths[:, None], 0, ids.shape[1] - text_lengths[:, None])
     gather = (column + shift).clamp(max=both.shape[1] - 1)  # close the gap between short texts and their regions
     x = both.gather(1, gather[:, :, None].expand(-1, -1, both.shape[2]))
-    return run_layers(model, x, (column < lengths[:, None])[:, None, None, :])
+    return run_layers(model, x, (column < lengths[:, None])[:, None, None, :], attention)
 
 
-def run_layers(model: UniterModel, x: Tensor, mask: Tensor) -> Tensor:
+def dropped(x: Tensor, p: float) -> Tensor:
+    return F.dropout(x, p, training=torch.is_grad_enabled()) if p else x
+
+
+def run_layers(model: UniterModel, x: Tensor, mask: Tensor, attention: Attention) -> Tensor:
     """All layers at all positions: x [P, L, H], mask bool [P, 1, 1, L] -> [P, L, H]."""
+    p = model.config.hidden_dropout_prob
+    inside = model.config.attention_probs_dropout_prob if torch.is_grad_enabled() else 0.0
     for layer in model.layers:
         query, key, value = (part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in layer.qkv(x).chunk(3, dim=-1))
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-        x = layer.attention_norm(x + layer.attention_out(context))
-        x = layer.norm(x + layer.contract(F.gelu(layer.expand(x))))
+        context = attention(query, key, value, mask, inside).transpose(1, 2).flatten(2)
+        x = layer.attention_norm(x + dropped(layer.attention_out(context), p))
+        x = layer.norm(x + dropped(layer.contract(F.gelu(layer.expand(x))), p))
     return x
 
 
@@ -84,13 +111,20 @@ def rank(model: UniterModel, states: Tensor) -> Tensor:
 
 
 def plain_step(
-    model: UniterModel, bank: Bank, captions: Tensor, draw: Draw, config: RunConfig, vocab: Vocabulary
+    model: UniterModel,
+    bank: Bank,
+    captions: Tensor,
+    draw: Draw,
+    config: RunConfig,
+    vocab: Vocabulary,
+    attention: Attention = fused,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(total, {term: value}) of one micro-batch of TAGS-DC, dropout off.
+    """(total, {term: value}) of one micro-batch of TAGS-DC.
 
     On a CPU the refills are those of the package too, for they are drawn row by row; on a GPU each batch draws its own.
     """
     device = bank.device
+    encode = partial(encode_padded, attention=attention)
     own = [int(bank.image_of_caption[c]) for c in captions]
     all_own = torch.tensor(own, device=device)
     count, keep, margin = config.negatives.count, config.negatives.keep, config.loss.margin

@@ -1,4 +1,4 @@
-"""The TAGS-DC step that `run.py` times, in all its variants."""
+"""The TAGS-DC step that `run.py` times: the package's, the plain one, and the package's with one saving taken out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
+from tagsds.data.builder import PairBuilder
 from tagsds.data.pairs import Pairs, select_images
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
@@ -22,27 +23,32 @@ from tagsds.draw import Draw
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.uniter import Layout
 from tagsds.negatives import writer
-from tagsds.negatives.random import draw_images
+from tagsds.negatives.random import draw_captions, draw_images
 from tagsds.objectives.retrieval import RetrievalObjective
 from tagsds.scoring.scorer import Scorer
 from tests.bench.padded_scorer import PaddedScorer
-from tests.bench.plain_step import plain_step
+from tests.bench.plain_step import fused, plain_step, written_out
+from tests.bench.rates import DTYPES
 
 VOCAB = Vocabulary(size=28996, pad=0, unk=100, cls=101, sep=102, mask=103)
 
 
-def corpus(images: int, seed: int = 0) -> Bank:
-    """Words follow a power law, so that refills repeat as they do in practice."""
+def corpus(
+    images: int, seed: int = 0, boxes: tuple[int, int] = (10, 100), words: tuple[int, int] = (8, 20), width: int = 2048
+) -> Bank:
+    """Random features. `boxes`: fewest and most regions of an image, about 36 where they allow it; `words`: pieces of a caption
+    without [CLS] and [SEP]. Words follow a power law, so that refills repeat as they do in practice."""
     rng = np.random.default_rng(seed)
-    regions = torch.from_numpy(rng.normal(36, 18, images).clip(10, 100).astype(np.int64))
-    pieces = torch.from_numpy(rng.integers(8, 21, 5 * images))
+    regions = torch.from_numpy(rng.normal(36, 18, images).clip(*boxes).astype(np.int64))
+    pieces = torch.from_numpy(rng.integers(words[0], words[1] + 1, 5 * images))
     words = torch.from_numpy((104 + rng.zipf(1.3, int(pieces.sum())) % 5000).astype(np.int32))
     ends = torch.tensor([101], dtype=torch.int32), torch.tensor([102], dtype=torch.int32)
     rows = [torch.cat([ends[0], row, ends[1]]) for row in words.split(pieces.tolist())]
     tokens = Ragged.from_rows(rows)
     spans = [[(n, p) for n, p in enumerate(range(1, length + 1, 2))] for length in pieces.tolist()]  # every second word
     corners = torch.from_numpy(rng.random((int(regions.sum()), 2, 2)).astype(np.float32)).sort(dim=1).values
-    feature = torch.randn(int(regions.sum()), 2048, generator=torch.Generator().manual_seed(seed)).relu().half()
+    random = torch.Generator().manual_seed(seed)
+    feature = torch.cat([torch.randn(len(part), width, generator=random).relu().half() for part in corners.split(1 << 14)])
     return Bank(
         tokens=tokens,
         spans=Ragged.from_rows([torch.tensor(row, dtype=torch.int32) for row in spans]),
@@ -54,23 +60,31 @@ def corpus(images: int, seed: int = 0) -> Bank:
 
 
 class Variants:
-    """One step, and others that leave something out of it or do it another way; `steps` names them all."""
+    """One step, and others that leave something out of it or do it another way; `savings` names those.
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    `dtype` and `dropout` take the place of `args`' where they are given; `bank` saves making it again.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, bank: Bank | None = None, dtype: str | None = None, dropout: float | None = None
+    ) -> None:
         self.args, self.device = args, torch.device(args.device)
         config = RunConfig()
+        config.batch.pairs = args.captions
         config.negatives.count, config.negatives.keep = args.count, args.keep
         config.synthetic.maskings, config.synthetic.refills = args.maskings, args.refills
         config.loss.syn, config.loss.mlm, config.loss.disc, config.loss.corr = 1e-4, 0.05, 5e-4, 5e-4
         self.config = config
-        self.bank = corpus(args.images).to(self.device)
+        self.bank = corpus(args.images).to(self.device) if bank is None else bank
+        self.dtype = dtype or args.dtype
+        p = args.dropout if dropout is None else dropout
         torch.manual_seed(0)
         sizes = UniterConfig(
             hidden_size=args.hidden, num_hidden_layers=args.layers, num_attention_heads=args.heads,
-            intermediate_size=4 * args.hidden, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            intermediate_size=4 * args.hidden, hidden_dropout_prob=p, attention_probs_dropout_prob=p,
+            region_dim=self.bank.regions.values.shape[1],
         )  # fmt: skip
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-        self.model = UniterModel(sizes).to(self.device, dtype).train()
+        self.model = UniterModel(sizes).to(self.device, DTYPES[self.dtype]).train()
         self.scorer = Scorer(self.model)
         self.objective = RetrievalObjective(self.model, config, VOCAB, self.scorer)
         random = torch.Generator().manual_seed(1)
@@ -84,7 +98,10 @@ class Variants:
         return self.objective(self.bank, self.captions, self.draw).total
 
     def plain(self) -> Tensor:
-        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, VOCAB)[0]
+        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, VOCAB, fused)[0]
+
+    def written_out(self) -> Tensor:
+        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, VOCAB, written_out)[0]
 
     # --- one saving taken out; the numbers are those of design.md, "Speed" ---
 
@@ -201,10 +218,9 @@ class Variants:
         with patch.object(self.config.negatives, "shared", True):
             return self.ours()
 
-    def steps(self, folder: Path) -> dict[str, Callable[[], Tensor]]:
+    def savings(self, folder: Path) -> dict[str, Callable[[], Tensor]]:
+        """The step without each of them; `folder` receives the files that one of them reads."""
         return {
-            "ours": self.ours,
-            "plain": self.plain,
             "without 1: scoring padded": self.within(self.padded),
             "without 2: tables embedded for each pair": self.within(self.own_rows),
             "without 3: dropped sentences scored": self.within(self.score_dropped),
@@ -213,6 +229,16 @@ class Variants:
             "without 6: true pair three times": self.within(self.true_pair_thrice),
             "without 7: features read from files": self.read_from_disk(folder),
             "without 8: one caption at a time": self.one_caption_a_time,
-            "option: bf16 mining": self.bf16_mining,
-            "option: shared negatives": self.shared_negatives,
         }
+
+    # --- the scorer ---
+
+    def mined_pairs(self) -> Pairs:
+        """The pairs that random mining of the step scores, both directions."""
+        own = self.bank.image_of_caption[self.captions]
+        images = draw_images(self.bank, own, self.args.count, self.draw.generator(self.device, "negative images"))
+        others = draw_captions(self.bank, own, self.args.count, self.draw.generator(self.device, "negative captions"))
+        builder = PairBuilder(self.bank)
+        builder.pairs(builder.captions(self.captions)[:, None].expand_as(images), images)
+        builder.pairs(builder.captions(others), own[:, None].expand_as(others))
+        return builder.build()
