@@ -22,6 +22,8 @@ from torch import Tensor
 
 from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
+from tagsds.data.pairs import geometry_of
+from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.models import UniterModel
@@ -53,17 +55,10 @@ def pad_texts(texts: list[list[int]], pad: int, device: torch.device) -> tuple[T
 
 def pad_images(bank: Bank, images: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Features [P, R, D], box vectors [P, R, 7] and lengths [P], each image copied once for each pair."""
-    starts = bank.regions.offsets.tolist()
-    lengths = bank.regions.lengths[torch.tensor(images, device=bank.device)]
-    feature = torch.zeros(len(images), int(lengths.max()), bank.regions.values.shape[1], device=bank.device)
-    place = torch.zeros(*feature.shape[:2], 7, device=bank.device)
-    for row, image in enumerate(images):
-        rows, n = slice(starts[image], starts[image + 1]), starts[image + 1] - starts[image]
-        feature[row, :n] = bank.regions.values[rows].float()
-        box = bank.boxes[rows]
-        width, height = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
-        place[row, :n] = torch.cat([box, torch.stack([width, height, width * height], dim=1)], dim=1)
-    return feature, place, lengths
+    index = torch.tensor(images, device=bank.device)
+    rows = bank.region_rows(index)
+    feature = Ragged(bank.regions.values[rows.values].float(), rows.lengths).pad(0.0)
+    return feature, Ragged(geometry_of(bank.boxes[rows.values]), rows.lengths).pad(0.0), rows.lengths
 
 
 def encode_padded(
@@ -133,8 +128,7 @@ def plain_step(
     maskings = mask_captions(bank, captions, config.synthetic, vocab, draw.generator(device, "mask"))
     refilling = draw.generator(device, "refill")
     hinges: dict[str, list[Tensor]] = {"t2i": [], "i2t": [], "syn": []}
-    word_losses, words_seen, corrected, corrected_seen = [], 0, [], 0
-    told: list[Tensor] = []
+    word_losses, corrected, told = [], [], []
 
     def hinge(scores: Tensor) -> Tensor:
         return torch.relu(margin + scores[1:] - scores[0]).mean()
@@ -170,28 +164,28 @@ def plain_step(
         hinges["i2t"].append(hinge(torch.sigmoid(rank(model, batch))))
         batch = encode(model, masked, bank, [image] * len(masked), vocab.pad)
         log_p = F.log_softmax(model.mlm(batch[:, : len(text)]).float(), dim=-1)
-        for row, positions in enumerate(chosen):
-            word_losses += [-log_p[row, p, text[p]] for p in positions]
-            words_seen += len(positions)
+        word_losses.append(-picked(log_p, chosen, text))
         if not hard_written:
             continue
         batch = encode(model, [text, *(c for c, _ in hard_written)], bank, [image] * (1 + len(hard_written)), vocab.pad)
         hinges["syn"].append(hinge(torch.sigmoid(rank(model, batch))))
         log_is_original = F.log_softmax(model.discriminate(batch[1:, : len(text)]).float(), dim=-1)
         log_original = F.log_softmax(model.correct(batch[1:, : len(text)]).float(), dim=-1)
-        for row, (sentence, positions) in enumerate(hard_written):
-            for p in range(len(text)):
-                replaced = sentence[p] != text[p]
-                weight = config.loss.weight_replaced if replaced else config.loss.weight_kept
-                told.append(-weight * log_is_original[row, p, int(not replaced)])
-            corrected += [-log_original[row, p, text[p]] for p in positions]
-            corrected_seen += len(positions)
+        sentences = torch.tensor([sentence for sentence, _ in hard_written], device=device)
+        kept = sentences == torch.tensor(text, device=device)
+        weight = torch.where(kept, config.loss.weight_kept, config.loss.weight_replaced)
+        told.append(-(weight * log_is_original.gather(2, kept.long()[:, :, None])[:, :, 0]).flatten())
+        corrected.append(-picked(log_original, [positions for _, positions in hard_written], text))
 
     terms = {name: torch.stack(values).mean() for name, values in hinges.items()}
-    terms["mlm"] = torch.stack(word_losses).sum() / words_seen
-    terms["disc"] = torch.stack(told).mean()
-    terms["corr"] = torch.stack(corrected).sum() / corrected_seen
+    terms |= {name: torch.cat(parts).mean() for name, parts in (("mlm", word_losses), ("disc", told), ("corr", corrected))}
     return sum(getattr(config.loss, name) * term for name, term in terms.items()), terms
+
+
+def picked(log_p: Tensor, positions: list[list[int]], text: list[int]) -> Tensor:
+    """The entries of log_p [n, W, V] at each row's positions and the text's pieces there, row by row."""
+    places = [(row, p, text[p]) for row, some in enumerate(positions) for p in some]
+    return log_p[tuple(torch.tensor(places, device=log_p.device).reshape(-1, 3).T)]
 
 
 def refill_in_a_loop(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,22 +34,36 @@ from tests.bench.rates import DTYPES
 VOCAB = Vocabulary(size=28996, pad=0, unk=100, cls=101, sep=102, mask=103)
 
 
-def corpus(
-    images: int, seed: int = 0, boxes: tuple[int, int] = (10, 100), words: tuple[int, int] = (8, 20), width: int = 2048
-) -> Bank:
-    """Random features. `boxes`: fewest and most regions of an image, about 36 where they allow it; `words`: pieces of a caption
-    without [CLS] and [SEP]. Words follow a power law, so that refills repeat as they do in practice."""
+@dataclass(frozen=True)
+class Shape:
+    """Of a random corpus. `boxes`: fewest, mean and most regions of an image; `words`: fewest and most pieces of a caption without
+    [CLS] and [SEP]; `width` of a feature; `classes` of soft labels (0: none); `vocab` of the pieces."""
+
+    boxes: tuple[int, float, int] = (10, 36, 100)
+    words: tuple[int, int] = (8, 20)
+    width: int = 2048
+    classes: int = 0
+    vocab: Vocabulary = VOCAB
+
+
+def corpus(images: int, shape: Shape = Shape(), seed: int = 0) -> Bank:
+    """Five captions an image, random features. Words follow a power law, so that refills repeat as they do in practice."""
     rng = np.random.default_rng(seed)
-    regions = torch.from_numpy(rng.normal(36, 18, images).clip(*boxes).astype(np.int64))
-    pieces = torch.from_numpy(rng.integers(words[0], words[1] + 1, 5 * images))
-    words = torch.from_numpy((104 + rng.zipf(1.3, int(pieces.sum())) % 5000).astype(np.int32))
-    ends = torch.tensor([101], dtype=torch.int32), torch.tensor([102], dtype=torch.int32)
+    fewest, mean, most = shape.boxes
+    regions = torch.from_numpy(rng.normal(mean, mean / 2, images).clip(fewest, most).astype(np.int64))
+    pieces = torch.from_numpy(rng.integers(shape.words[0], shape.words[1] + 1, 5 * images))
+    vocab = shape.vocab
+    first = vocab.mask + 1  # the special pieces stand before it
+    drawn = rng.zipf(1.3, int(pieces.sum())) % min(5000, vocab.size - first)
+    words = torch.from_numpy((first + drawn).astype(np.int32))
+    ends = torch.tensor([vocab.cls], dtype=torch.int32), torch.tensor([vocab.sep], dtype=torch.int32)
     rows = [torch.cat([ends[0], row, ends[1]]) for row in words.split(pieces.tolist())]
     tokens = Ragged.from_rows(rows)
     spans = [[(n, p) for n, p in enumerate(range(1, length + 1, 2))] for length in pieces.tolist()]  # every second word
     corners = torch.from_numpy(rng.random((int(regions.sum()), 2, 2)).astype(np.float32)).sort(dim=1).values
     random = torch.Generator().manual_seed(seed)
-    feature = torch.cat([torch.randn(len(part), width, generator=random).relu().half() for part in corners.split(1 << 14)])
+    feature = torch.cat([torch.randn(len(part), shape.width, generator=random).relu().half() for part in corners.split(1 << 14)])
+    classes = torch.randn(len(feature), shape.classes, generator=random).softmax(1).half() if shape.classes else None
     return Bank(
         tokens=tokens,
         spans=Ragged.from_rows([torch.tensor(row, dtype=torch.int32) for row in spans]),
@@ -56,6 +71,7 @@ def corpus(
         captions_of_image=Ragged(torch.arange(5 * images), torch.full((images,), 5)),
         regions=Ragged(feature, regions),
         boxes=corners.flatten(1),
+        classes=classes,
     )
 
 
