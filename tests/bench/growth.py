@@ -64,7 +64,7 @@ def point(sizes: dict[str, int], bank: Bank, repeats: int) -> dict[str, float]:
             times.append(time.process_time() - begin)
     with recorded(model) as calls:
         variants.ours()
-    gflop = flop_of(calls, sizes_of(model), 2048) / 1e9
+    gflop = flop_of(calls, sizes_of(model), model.config.region_dim) / 1e9
     return {"seconds": min(times[1:]) / sizes["captions"], "gflop": gflop / sizes["captions"], "peak_mib": memory["peak_mib"]}
 
 

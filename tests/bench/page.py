@@ -60,10 +60,10 @@ def meaning(name: str) -> str:
 
 def origin(file: str, about: dict[str, Any]) -> str:
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}, " if "threads" in about else ""
-    shared = f" {about['note']}" if about.get("note") else ""
+    load = f", load average {about['load']} at the end" if "load" in about else ""
     return (
         f"`benchmarks/{file}`: {about['date']}, commit {about['commit']}, {about['machine']}, {threads}Python {about['python']}, "
-        f"torch {about['torch']}.{shared}"
+        f"torch {about['torch']}{load}."
     )
 
 
@@ -76,7 +76,8 @@ def sizes(settings: dict[str, Any]) -> str:
     return (
         f"{settings['captions']} true pairs, {settings['count']} random negatives each way of which {settings['keep']} are kept, "
         f"{settings['maskings']} x {settings['refills']} sentences written, width {settings['hidden']}, "
-        f"{settings['layers']} layers, {settings['heads']} heads, features of width 2048, a vocabulary of 28,996"
+        f"{settings['layers']} layers, {settings['heads']} heads, features of width {settings['features']}, "
+        f"a vocabulary of {settings['vocabulary']:,}"
     )
 
 
@@ -191,8 +192,8 @@ Each size is varied alone; every point is a process of its own. "Peak MiB" is wh
 
 ## Small models
 
-Optimiser steps (forward, backward, clipping, AdamW) at the sizes of `make demo` and `make coco-boxes`, without DeepSpeed, in seconds
-of one processor. "default" kernels are the package's, "references" those written in torch.
+Optimiser steps (forward, backward, clipping, AdamW) at the sizes of `make demo` and `make coco-boxes`, without DeepSpeed, in
+seconds of one processor. "default" kernels are the package's, "references" those written in torch.
 
 {small}
 

@@ -105,6 +105,14 @@ def resident(field: str) -> float:
     return 0.0
 
 
+def forget_peak() -> None:
+    """VmHWM begins anew at what is resident now, where the kernel allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
     """{'before_mib', 'peak_mib'}: what was held before, and the most that was held beyond it inside."""
@@ -113,6 +121,7 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
         torch.cuda.reset_peak_memory_stats(device)
         found["before_mib"] = torch.cuda.memory_allocated(device) / 2**20
     else:
+        forget_peak()
         found["before_mib"] = resident("VmRSS")
     yield found
     most = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident("VmHWM")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import subprocess
@@ -45,6 +46,7 @@ SIZES = (
     ("count", 99, "random negatives each way"), ("keep", 8, "K, the hardest of them"),
     ("maskings", 6, "of a caption"), ("refills", 6, "of a masking"),
     ("hidden", 192, "width"), ("layers", 4, "at least 2"), ("heads", 4, "of attention"), ("threads", 1, "of a CPU"),
+    ("vocabulary", 28996, "word pieces"), ("features", 2048, "width of a region's feature"),
 )  # fmt: skip
 PRESETS: dict[str, dict[str, int]] = {
     "small": {},
@@ -56,6 +58,7 @@ PRESETS: dict[str, dict[str, int]] = {
     },
     "tiny": {
         "captions": 2, "images": 12, "count": 5, "keep": 2, "maskings": 2, "refills": 2, "hidden": 16, "layers": 2, "heads": 2,
+        "vocabulary": 400, "features": 64,
     },
 }  # fmt: skip
 
@@ -78,6 +81,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit or "unknown",
         "machine": machine(torch.device(args.device)),
+        "load": round(os.getloadavg()[0], 1),  # processes that were running or waiting over the last minute
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

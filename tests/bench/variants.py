@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +31,10 @@ from tests.bench.padded_scorer import PaddedScorer
 from tests.bench.plain_step import fused, plain_step, written_out
 from tests.bench.rates import DTYPES
 
-VOCAB = Vocabulary(size=28996, pad=0, unk=100, cls=101, sep=102, mask=103)
+
+def vocabulary(size: int = 28996) -> Vocabulary:
+    """BERT's places of the special pieces."""
+    return Vocabulary(size=size, pad=0, unk=100, cls=101, sep=102, mask=103)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Shape:
     words: tuple[int, int] = (8, 20)
     width: int = 2048
     classes: int = 0
-    vocab: Vocabulary = VOCAB
+    vocab: Vocabulary = field(default_factory=vocabulary)
 
 
 def corpus(images: int, shape: Shape = Shape(), seed: int = 0) -> Bank:
@@ -75,6 +78,10 @@ def corpus(images: int, shape: Shape = Shape(), seed: int = 0) -> Bank:
     )
 
 
+def bank_of(args: argparse.Namespace) -> Bank:
+    return corpus(args.images, Shape(width=args.features, vocab=vocabulary(args.vocabulary)))
+
+
 class Variants:
     """One step, and others that leave something out of it or do it another way; `savings` names those.
 
@@ -91,18 +98,19 @@ class Variants:
         config.synthetic.maskings, config.synthetic.refills = args.maskings, args.refills
         config.loss.syn, config.loss.mlm, config.loss.disc, config.loss.corr = 1e-4, 0.05, 5e-4, 5e-4
         self.config = config
-        self.bank = corpus(args.images).to(self.device) if bank is None else bank
+        self.bank = bank_of(args).to(self.device) if bank is None else bank
         self.dtype = dtype or args.dtype
         p = args.dropout if dropout is None else dropout
         torch.manual_seed(0)
+        self.vocab = vocabulary(args.vocabulary)
         sizes = UniterConfig(
-            hidden_size=args.hidden, num_hidden_layers=args.layers, num_attention_heads=args.heads,
+            vocab_size=args.vocabulary, hidden_size=args.hidden, num_hidden_layers=args.layers, num_attention_heads=args.heads,
             intermediate_size=4 * args.hidden, hidden_dropout_prob=p, attention_probs_dropout_prob=p,
             region_dim=self.bank.regions.values.shape[1],
         )  # fmt: skip
         self.model = UniterModel(sizes).to(self.device, DTYPES[self.dtype]).train()
         self.scorer = Scorer(self.model)
-        self.objective = RetrievalObjective(self.model, config, VOCAB, self.scorer)
+        self.objective = RetrievalObjective(self.model, config, self.vocab, self.scorer)
         random = torch.Generator().manual_seed(1)
         captions = torch.randperm(self.bank.num_captions, generator=random)
         self.captions = captions[: args.captions].to(self.device)
@@ -114,10 +122,10 @@ class Variants:
         return self.objective(self.bank, self.captions, self.draw).total
 
     def plain(self) -> Tensor:
-        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, VOCAB, fused)[0]
+        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, self.vocab, fused)[0]
 
     def written_out(self) -> Tensor:
-        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, VOCAB, written_out)[0]
+        return plain_step(self.model, self.bank, self.captions, self.draw, self.config, self.vocab, written_out)[0]
 
     # --- one saving taken out; the numbers are those of design.md, "Speed" ---
 
@@ -157,7 +165,7 @@ class Variants:
     def vocabulary_everywhere(self) -> Iterator[None]:
         """4. Vocabulary logits at every word."""
         maskings = writer.mask_captions(
-            self.bank, self.captions, self.config.synthetic, VOCAB, self.draw.generator(self.device, "mask")
+            self.bank, self.captions, self.config.synthetic, self.vocab, self.draw.generator(self.device, "mask")
         )
         words = int(maskings.lengths.sum()) * self.args.maskings
         times = max(1, round(words / int(maskings.chosen.sum())) - 1)
@@ -201,10 +209,11 @@ class Variants:
 
     def read_from_disk(self, folder: Path) -> Callable[[], Tensor]:
         """7. The features of the random images read from a file each (the files are in the page cache)."""
-        for image in range(self.bank.num_images):
-            np.save(folder / f"{image}.npy", self.bank.regions[image].cpu().numpy())
 
         def step() -> Tensor:
+            if not any(folder.iterdir()):  # in the first run, which warms up
+                for image in range(self.bank.num_images):
+                    np.save(folder / f"{image}.npy", self.bank.regions[image].cpu().numpy())
             own = self.bank.image_of_caption[self.captions]
             for row in draw_images(self.bank, own, self.args.count, self.draw.generator(self.device, "read")).tolist():
                 for image in row:
