@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 MEANINGS = {
     "scorer, fp32 weights, autocast": "scoring with `negatives.dtype=bf16`: weights stay in fp32, products are in bf16",
     "scorer, weights in": "scoring with a model whose weights have that precision",
-    "scorer, padded": "scoring where each chunk is padded to its longest pair, in the order of the pairs",
+    "scorer, padded": "each chunk padded to its longest pair, in the order of the pairs; PyTorch's own products and norms",
     "scorer, kernel": "scoring with one kernel replaced by its reference in torch",
     "scorer, kernels": "scoring with all kernels replaced by their references",
     "scorer": "the package's scorer alone: the random pairs of the step, both directions, no gradient, [CLS] alone",
@@ -33,7 +33,7 @@ MEANINGS = {
     "option: shared": "`negatives.shared=true`: the other pairs of the micro-batch as negatives",
     "kernels": "all kernels replaced by their references in torch",
     "kernel": "one kernel replaced by its reference in torch",
-    "without 1": "scoring with padded linear layers, pairs in the order they come",
+    "without 1": "scoring padded, pairs in the order they come, by PyTorch's own products and norms",
     "without 2": "each pair embeds its own copy of its text and image",
     "without 3": "repeated and filtered sentences are scored, then dropped",
     "without 4": "vocabulary logits at every word, not at masked ones alone",

@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tagsds.config import RunConfig
 from tagsds.data.bank import Bank
@@ -69,8 +69,9 @@ def encode_padded(
     feature, place, image_lengths = pad_images(bank, images)
     t, i = model.text_embedding, model.image_embedding
     feature, place = feature.to(i.feature.weight.dtype), place.to(i.feature.weight.dtype)
-    words = t.norm(t.word(ids) + t.position.weight[: ids.shape[1]] + t.token_type.weight[0])
-    regions = i.norm(i.feature_norm(i.feature(feature)) + i.box_norm(i.box(place)) + t.token_type.weight[1])
+    words = norm(t.norm, t.word(ids) + t.position.weight[: ids.shape[1]] + t.token_type.weight[0])
+    embedded = norm(i.feature_norm, linear(i.feature, feature)) + norm(i.box_norm, linear(i.box, place))
+    regions = norm(i.norm, embedded + t.token_type.weight[1])
 
     both = dropped(torch.cat([words, regions], dim=1), model.config.hidden_dropout_prob)
     lengths = text_lengths + image_lengths
@@ -79,6 +80,15 @@ def encode_padded(
     gather = (column + shift).clamp(max=both.shape[1] - 1)  # close the gap between short texts and their regions
     x = both.gather(1, gather[:, :, None].expand(-1, -1, both.shape[2]))
     return run_layers(model, x, (column < lengths[:, None])[:, None, None, :], attention)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """By PyTorch's own product, whatever kernel the package's layer takes."""
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
 def dropped(x: Tensor, p: float) -> Tensor:
@@ -90,16 +100,17 @@ def run_layers(model: UniterModel, x: Tensor, mask: Tensor, attention: Attention
     p = model.config.hidden_dropout_prob
     inside = model.config.attention_probs_dropout_prob if torch.is_grad_enabled() else 0.0
     for layer in model.layers:
-        query, key, value = (part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in layer.qkv(x).chunk(3, dim=-1))
+        qkv = linear(layer.qkv, x).chunk(3, dim=-1)
+        query, key, value = (part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in qkv)
         context = attention(query, key, value, mask, inside).transpose(1, 2).flatten(2)
-        x = layer.attention_norm(x + dropped(layer.attention_out(context), p))
-        x = layer.norm(x + dropped(layer.contract(F.gelu(layer.expand(x))), p))
+        x = norm(layer.attention_norm, x + dropped(linear(layer.attention_out, context), p))
+        x = norm(layer.norm, x + dropped(linear(layer.contract, F.gelu(linear(layer.expand, x))), p))
     return x
 
 
 def rank(model: UniterModel, states: Tensor) -> Tensor:
     """Ranking logits, [P]."""
-    return model.rank(torch.tanh(model.pooler.dense(states[:, 0]))).squeeze(-1).float()
+    return model.rank(torch.tanh(linear(model.pooler.dense, states[:, 0]))).squeeze(-1).float()
 
 
 # --- one step --------------------------------------------------------------------------------------------------------
