@@ -36,6 +36,7 @@ def test_a_part_replaces_itself_alone(tmp_path):
 
 def test_rows_have_meanings():
     assert meaning("plain, attention written out, dropout 0.1") == MEANINGS["plain, attention written out"]
+    assert meaning("scorer, kernels: all references") == MEANINGS["scorer, kernels"]
     assert meaning("scorer") == MEANINGS["scorer"] and meaning("kernel attention: reference") == MEANINGS["kernel"]
 
 
