@@ -15,7 +15,9 @@ SEEDS ?= 1 2
 # The venv's own ninja and launcher first, as in an activated venv: another version of ninja would compile DeepSpeed's all-reduce anew.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-long check coco-boxes world install
+DAY := $(shell date +%Y-%m-%d)
+
+.PHONY: demo test test-long test-gpu bench bench-gpu check coco-boxes world install
 
 install: $(STAMP)
 
@@ -35,6 +37,17 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
+
+# Tests that need a GPU; a sentence where there is none.
+test-gpu: $(STAMP)
+	@$(BIN)/python -m tests.bench.gpu_tests
+
+# What a step costs (docs/results/speed.md): some ten minutes on a CPU; on a GPU under ten.
+bench: $(STAMP)
+	@$(BIN)/python -m tests.bench.speed --output benchmarks/$(DAY)-speed.json
+
+bench-gpu: $(STAMP)
+	@$(BIN)/python -m tests.bench.gpu --output benchmarks/$(DAY)-gpu.json
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -26,6 +26,56 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What one packed forward passes through the layers, in sums over its pairs; L = tokens of a pair.
+
+    regions, rows     regions, and word pieces with regions, of the tables: each is embedded once
+    tokens, squares   sum of L and of L^2
+    keep, seen        stream positions whose last state is wanted, and the sum of L over them
+    words             positions at which logits over the vocabulary are computed
+    """
+
+    regions: float = 0
+    rows: float = 0
+    tokens: float = 0
+    squares: float = 0
+    keep: float = 0
+    seen: float = 0
+    words: float = 0
+
+    def features(self, sizes: Sizes, feature_dim: int) -> float:
+        """FLOP of the regions' features, W_f f: 2 D H each."""
+        return self.regions * 2 * feature_dim * sizes.hidden
+
+    def flop(self, sizes: Sizes, feature_dim: int) -> float:
+        """Of the forward alone, with nothing computed that is not needed:
+
+        rows      2 D H a region, and 6 H^2 (first layer's q, k, v) a row of either table
+        layers    6 H^2 (q, k, v; not in the first) + 2 H^2 (output) + 4 H F (feed-forward) + 4 L H (scores and their sums) a token;
+                  the last layer has k and v of all tokens, everything else for `keep` alone
+        logits    2 H^2 + 2 H V a position
+        """
+        H, F, layers = sizes.hidden, sizes.intermediate, sizes.layers
+        behind = 2 * H * H + 4 * H * F
+        return (
+            self.features(sizes, feature_dim)
+            + self.rows * 6 * H * H
+            + (layers - 1) * (self.tokens * (6 * H * H + behind) + 4 * H * self.squares)
+            - self.idle_queries(sizes)
+            + self.keep * behind + 4 * H * self.seen
+            + self.words * (2 * H * H + 2 * H * sizes.vocabulary)
+        )  # fmt: skip
+
+    def idle_queries(self, sizes: Sizes) -> float:
+        """FLOP of the queries of the last layer that are not in `keep`. The first layer's belong to the tables' rows."""
+        return (self.tokens - self.keep) * 2 * sizes.hidden**2 if sizes.layers > 1 else 0.0
+
+    def flop_with_gradient(self, sizes: Sizes, feature_dim: int) -> float:
+        """Forward and backward: each product has two gradients, but those of the features have one, that of W_f."""
+        return 3 * self.flop(sizes, feature_dim) - self.features(sizes, feature_dim)
+
+
+@dataclass(frozen=True)
 class Forward:
     """One packed forward.
 
@@ -41,25 +91,16 @@ class Forward:
     keep: float = 0
     words: float = 0
 
-    def flop(self, corpus: Corpus, sizes: Sizes) -> float:
-        """Of the forward alone:
+    def stream(self, corpus: Corpus) -> Stream:
+        """As if every pair had the mean length."""
+        t, regions = corpus.tokens, self.images * corpus.regions_of_image
+        rows = self.texts * corpus.pieces + regions
+        return Stream(regions, rows, self.pairs * t, self.pairs * t * t, self.keep, self.keep * t, self.words)
 
-        rows      2 D H a region, and 6 H^2 (first layer's q, k, v) a row of either table
-        layers    6 H^2 (q, k, v; not in the first) + 2 H^2 (output) + 4 H F (feed-forward) + 4 t H (scores and their sums) a token;
-                  in the last layer all but q, k, v for `keep` alone
-        logits    2 H^2 + 2 H V a position
-        """
-        H, F, t = sizes.hidden, sizes.intermediate, corpus.tokens
-        rows = self.texts * corpus.pieces + self.images * corpus.regions_of_image
-        tokens = self.pairs * t
-        behind = 2 * H * H + 4 * H * F + 4 * t * H
-        return (
-            self.images * corpus.regions_of_image * 2 * corpus.feature_dim * H
-            + rows * 6 * H * H
-            + (sizes.layers - 1) * tokens * (6 * H * H + behind)
-            + self.keep * behind
-            + self.words * (2 * H * H + 2 * H * sizes.vocabulary)
-        )
+    def flop(self, corpus: Corpus, sizes: Sizes) -> float:
+        """Of the forward alone (`Stream.flop`), with the queries of the last layer that the encoder computes for every token."""
+        stream = self.stream(corpus)
+        return stream.flop(sizes, corpus.feature_dim) + stream.idle_queries(sizes)
 
 
 @dataclass(frozen=True)

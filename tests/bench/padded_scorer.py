@@ -1,4 +1,5 @@
-"""Scoring with padding, which the package does without: what it saves is shown by running both."""
+"""Scoring with padding, by PyTorch's own products and norms: the package does without padding, and running both shows what that
+saves."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from tagsds.data.pairs import Pairs
 from tagsds.models import UniterModel
 from tagsds.scoring.scorer import Scorer, without_dropout
+from tests.bench.plain_step import linear, norm
 
 
 class PaddedScorer(Scorer):
@@ -35,11 +37,11 @@ def cls_states(model: UniterModel, x: Tensor, qkv: Tensor, mask: Tensor) -> Tens
     """States of [CLS] from padded x [P, L, H] and the first layer's projections; the last layer is left short."""
     first, last = model.layers[0], model.layers[-1]
     for layer in model.layers:
-        known = qkv if layer is first else layer.qkv(x)
+        known = qkv if layer is first else linear(layer.qkv, x)
         query, key, value = (p.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for p in known.chunk(3, dim=-1))
         if layer is last:
             query, x = query[:, :, :1], x[:, :1]
         context = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = layer.attention_norm(x + layer.attention_out(context.transpose(1, 2).flatten(2)))
-        x = layer.norm(x + layer.contract(torch.nn.functional.gelu(layer.expand(x))))
+        x = norm(layer.attention_norm, x + linear(layer.attention_out, context.transpose(1, 2).flatten(2)))
+        x = norm(layer.norm, x + linear(layer.contract, torch.nn.functional.gelu(linear(layer.expand, x))))
     return x[:, 0]

@@ -1,22 +1,32 @@
-"""One TAGS-DC step against the plain one, and against itself with one saving taken out at a time, in one run.
+"""The scorer and one TAGS-DC step: in their precisions, against the plain step, and with one saving or kernel taken out at a time.
 
-    python tests/bench/run.py [--threads 1] [--output bench.json]
+    python tests/bench/run.py [--preset issue] [--threads 1] [--rows REGEX] [--output bench.json]
 
-The corpus is random with COCO's shape: 10 to 100 regions of width 2048 an image, five captions of 8 to 22 pieces.
-`ratio` is seconds / seconds of the package's step. Dropout is off, and forward and backward are timed without the
-optimiser's step. Variants take turns, so that a busy machine harms all alike; the median over --repeats counts.
+The corpus is random with COCO's shape: 10 to 100 regions of width 2048 an image, five captions of 10 to 22 pieces. Forward and
+backward are timed without the optimiser's step. Rows take turns, so that a busy machine harms all alike; the median over
+--repeats counts. Columns:
+
+    s/pair    seconds a true pair (a step), or a scored pair (the scorer)
+    ratio     of that to the package's row, the first of its kind
+    GFLOP     operations that cannot be avoided (tests/bench/operations.py): of the row itself, or, for a row that computes the
+              same losses with more work, of the package's row
+    share     of the rate of matrix products, measured in the same run at the same shapes (tests/bench/rates.py): the seconds that
+              the operations take at that rate, over the row's seconds
+    spread    (longest - shortest) / median
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -25,25 +35,32 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from torch import Tensor
+import transformers
 
-from tagsds.models import UniterModel
-from tests.bench.variants import Variants
+from tests.bench.operations import flop_of, sizes_of, table
+from tests.bench.rates import Rates
+from tests.bench.rows import Row, rows
 
-
-def seconds_of(step: Callable[[], Tensor], model: UniterModel, device: torch.device) -> float:
-    """Forward and backward."""
-    model.zero_grad(set_to_none=True)
-    _wait(device)
-    begin = time.perf_counter()
-    step().backward()
-    _wait(device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+SIZES = (
+    ("captions", 4, "true pairs of the micro-batch"), ("images", 300, "images of the corpus"),
+    ("count", 99, "random negatives each way"), ("keep", 8, "K, the hardest of them"),
+    ("maskings", 6, "of a caption"), ("refills", 6, "of a masking"),
+    ("hidden", 192, "width"), ("layers", 4, "at least 2"), ("heads", 4, "of attention"), ("threads", 1, "of a CPU"),
+    ("vocabulary", 28996, "word pieces"), ("features", 2048, "width of a region's feature"),
+)  # fmt: skip
+PRESETS: dict[str, dict[str, int]] = {
+    "small": {},
+    "issue": {  # the published step's counts, at a width that a CPU finishes
+        "images": 2000, "count": 399, "keep": 31, "maskings": 20, "refills": 20, "hidden": 256, "threads": 2,
+    },
+    "base": {  # UNITER-base
+        "images": 2000, "count": 399, "keep": 31, "maskings": 20, "refills": 20, "hidden": 768, "layers": 12, "heads": 12,
+    },
+    "tiny": {
+        "captions": 2, "images": 12, "count": 5, "keep": 2, "maskings": 2, "refills": 2, "hidden": 16, "layers": 2, "heads": 2,
+        "vocabulary": 400, "features": 64,
+    },
+}  # fmt: skip
 
 
 def machine(device: torch.device) -> str:
@@ -64,56 +81,105 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit or "unknown",
         "machine": machine(torch.device(args.device)),
+        "load": round(os.getloadavg()[0], 1),  # processes that were running or waiting over the last minute
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "settings": {k: v for k, v in vars(args).items() if k != "output"},
+        "transformers": transformers.__version__,
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "output"},
     }
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes, which the options below change (default small)")
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
+    parser.add_argument("--rows", default="", help="regular expression: only rows whose name it finds, and the first of a kind")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default fp32)")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU (default 1)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of states and attention, in all rows (default 0)")
     parser.add_argument("--repeats", type=int, default=3, help="(default 3)")
-    for name, default, text in (
-        ("captions", 4, "true pairs of the micro-batch"), ("images", 300, "images of the corpus"),
-        ("count", 99, "random negatives each way"), ("keep", 8, "K, the hardest of them"),
-        ("maskings", 6, "of a caption"), ("refills", 6, "of a masking"),
-        ("hidden", 192, "width"), ("layers", 4, "at least 2"), ("heads", 4, "of attention"),
-    ):  # fmt: skip
+    for name, default, text in SIZES:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS[preset])
     return parser.parse_args(argv)
+
+
+def seconds_of(row: Row, device: torch.device) -> float:
+    _wait(device)
+    begin = time.perf_counter()
+    row.once()
+    _wait(device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def chosen(every: list[Row], pattern: str) -> list[Row]:
+    """The rows that `pattern` finds; the first of a kind stays where another of it does, since ratios are to it."""
+    found = [row for row in every if re.search(pattern, row.name)]
+    kinds = {row.kind for row in found}
+    firsts = [next(row for row in every if row.kind == kind) for kind in sorted(kinds)]
+    return [row for row in every if row in found or row in firsts]
+
+
+def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows, and the lines that tell the operations of the package's step."""
+    device = torch.device(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        timed = chosen(rows(args, Path(folder)), args.rows)
+        values = [row.warm() for row in timed]
+        taken: list[list[float]] = [[] for _ in timed]
+        for _ in range(args.repeats):
+            for row, times in zip(timed, taken, strict=True):
+                times.append(seconds_of(row, device))
+                row.model.zero_grad(set_to_none=True)
+    rates, found = Rates(device, least_s=0.0 if args.preset == "tiny" else 0.05), []
+    first: dict[str, tuple[Row, float]] = {}
+    for row, times, value in zip(timed, taken, values, strict=True):
+        seconds = median(times)
+        first.setdefault(row.kind, (row, seconds))
+        counted = row if row.counted else first[row.kind][0]
+        precise = row.calls[0].precision if row.calls else counted.calls[0].precision
+        calls = counted.calls if row.counted else [replace(call, precision=precise) for call in counted.calls]
+        sizes, width = sizes_of(row.model), row.model.config.region_dim
+        flop, ideal = flop_of(calls, sizes, width), rates.ideal_seconds(calls, sizes, width)
+        found.append({
+            "variant": row.name, "kind": row.kind, "seconds": seconds, "units": row.units, "per_unit": seconds / row.units,
+            "ratio": seconds / first[row.kind][1], "gflop": flop / 1e9, "share": ideal / seconds,
+            "rate": flop / ideal / 1e9, "spread": (max(times) - min(times)) / seconds, "loss": value, "all": times,
+        })  # fmt: skip
+    step = first.get("step", next(iter(first.values())))[0]
+    return found, table(step.calls, sizes_of(step.model), step.model.config.region_dim)
+
+
+def show(facts: dict[str, Any], found: list[dict[str, Any]], operations: list[str]) -> None:
+    print("  ".join(f"{key} {value}" for key, value in facts.items() if key != "settings"))
+    print("  ".join(f"{key}={value}" for key, value in facts["settings"].items()))
+    print("\n".join(operations))
+    columns = f"{'s/pair':>10} {'pairs/s':>9} {'ratio':>6} {'GFLOP':>8} {'share':>6} {'GFLOP/s':>8} {'spread':>7} {'loss':>10}"
+    print(f"{'':58} {columns}")
+    for row in found:
+        print(
+            f"{row['variant']:58} {row['per_unit']:10.3g} {1 / row['per_unit']:9.4g} {row['ratio']:6.2f} {row['gflop']:8.1f} "
+            f"{row['share']:6.0%} {row['rate']:8.0f} {row['spread']:7.0%} {row['loss']:10.6f}"
+        )
+    print("ratio: to the first row of its kind; share: of the rate of matrix products in this run (GFLOP/s)")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    variants = Variants(args)
-    with tempfile.TemporaryDirectory() as folder:
-        steps = variants.steps(Path(folder))
-        losses = {name: float(step().detach()) for name, step in steps.items()}  # warms up, too
-        taken: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(args.repeats):
-            for name, step in steps.items():
-                taken[name].append(seconds_of(step, variants.model, variants.device))
-    base = median(taken["ours"])
-    rows = [
-        {"variant": name, "seconds": median(times), "ratio": median(times) / base, "loss": losses[name], "all": times}
-        for name, times in taken.items()
-    ]
+    found, operations = measure(args)
     facts = about(args)
-    print("  ".join(f"{key} {value}" for key, value in facts.items() if key != "settings"))
-    print("  ".join(f"{key}={value}" for key, value in facts["settings"].items()))
-    print(f"{'':42} {'s/step':>8} {'ratio':>7} {'spread':>7} {'loss':>10}")
-    for row in rows:
-        spread = (max(row["all"]) - min(row["all"])) / row["seconds"]
-        print(f"{row['variant']:42} {row['seconds']:8.3f} {row['ratio']:7.2f} {spread:7.0%} {row['loss']:10.6f}")
+    show(facts, found, operations)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"about": facts, "rows": rows}, indent=1) + "\n")
+        args.output.write_text(json.dumps({"about": facts, "rows": found, "operations": operations}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
