@@ -22,6 +22,7 @@ from tagsds.data.ragged import Ragged, offsets_of, positions_of
 from tagsds.kernels.attention import Sequences, packed_attention
 from tagsds.models.uniter.config import UniterConfig
 from tagsds.models.uniter.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
+from tagsds.models.uniter.probe import QUERIES, Probe
 
 
 @dataclass
@@ -182,6 +183,8 @@ class UniterModel(PreTrainedModel):
         self.correct = WordHead(config)
         self.region_feature = RegionFeatureHead(config)
         self.region_class = RegionClassHead(config)
+        if config.probe_queries:
+            self.probe = Probe(config)
         self.post_init()
 
     @classmethod
@@ -209,6 +212,8 @@ class UniterModel(PreTrainedModel):
             nn.init.zeros_(module.mask)
         elif isinstance(module, RegionFeatureHead):
             nn.init.zeros_(module.bias)
+        elif isinstance(module, Probe):
+            module.reset()
 
     def embed(self, texts: Ragged, images: Images) -> Table:
         """Both tables, each row once however many pairs use it."""
@@ -254,3 +259,19 @@ class UniterModel(PreTrainedModel):
     def score(self, cls_states: Tensor) -> Tensor:
         """Ranking logit of [CLS] states [P, H] -> float32 [P]; s(I, T) is its sigmoid."""
         return self.rank(self.pooler(cls_states)).squeeze(-1)
+
+    def add_probe(self, seed: int) -> None:
+        """Give a model without one the probe of cascade mining, begun by `seed` alone: all ranks begin alike."""
+        self.config.probe_queries = QUERIES
+        with torch.random.fork_rng([]), torch.device(self.device):
+            torch.manual_seed(seed)
+            self.probe = Probe(self.config)
+            self.probe.reset()
+
+    def probe_scores(self, pairs: Pairs) -> Tensor:
+        """The probe's score of each pair, float32 [P], from the embeddings of both tables; a gradient reaches the probe alone."""
+        with torch.no_grad():
+            text, token_type = self.text_embedding(pairs.texts)
+            image = self.image_embedding(pairs.images, token_type)
+        texts, images = self.probe(text, pairs.texts.lengths, image, pairs.images.lengths)
+        return (texts[pairs.text_of_pair] * images[pairs.image_of_pair]).sum(dim=-1)
