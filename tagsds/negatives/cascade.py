@@ -91,13 +91,12 @@ def mine_cascaded(
 ) -> tuple[Narrowed, Narrowed]:
     """The candidates of `mine_random`, narrowed to `config.scored` a row and a sample, with scores: images of each caption (int64
     [B]), and captions of its image."""
-    drawn = draw_random(bank, captions, config.count, draw)
+    images, others = draw_random(bank, captions, config.count, draw)
+    probed = both_directions(bank, captions, images, others, scorer.probe)
     generator = draw.generator(bank.device, "cascade")
-    left = [
-        index.gather(1, narrow(probed, config.scored, generator))
-        for index, probed in zip(drawn, both_directions(bank, captions, *drawn, scorer.probe), strict=True)
-    ]
-    scores = both_directions(bank, captions, *left, scorer)
+    images, others = (
+        index.gather(1, narrow(scores, config.scored, generator)) for index, scores in zip((images, others), probed, strict=True)
+    )
+    of_images, of_captions = both_directions(bank, captions, images, others, scorer)
     dropped = config.count - config.scored
-    images, others = (Narrowed(index, score, config.scored, dropped) for index, score in zip(left, scores, strict=True))
-    return images, others
+    return Narrowed(images, of_images, config.scored, dropped), Narrowed(others, of_captions, config.scored, dropped)

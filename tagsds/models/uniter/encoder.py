@@ -22,7 +22,7 @@ from tagsds.data.ragged import Ragged, offsets_of, positions_of
 from tagsds.kernels.attention import Sequences, packed_attention
 from tagsds.models.uniter.config import UniterConfig
 from tagsds.models.uniter.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
-from tagsds.models.uniter.probe import QUERIES, Probe
+from tagsds.models.uniter.probe import QUERIES, Probe, ProbeLinear
 
 
 @dataclass
@@ -201,7 +201,9 @@ class UniterModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """BERT's initialisation: normal(0, 0.02), zero biases."""
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, ProbeLinear):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
@@ -212,8 +214,6 @@ class UniterModel(PreTrainedModel):
             nn.init.zeros_(module.mask)
         elif isinstance(module, RegionFeatureHead):
             nn.init.zeros_(module.bias)
-        elif isinstance(module, Probe):
-            module.reset()
 
     def embed(self, texts: Ragged, images: Images) -> Table:
         """Both tables, each row once however many pairs use it."""
@@ -262,11 +262,12 @@ class UniterModel(PreTrainedModel):
 
     def add_probe(self, seed: int) -> None:
         """Give a model without one the probe of cascade mining, begun by `seed` alone: all ranks begin alike."""
-        self.config.probe_queries = QUERIES
+        config = self.config
+        assert isinstance(config, UniterConfig)
+        config.probe_queries = QUERIES
         with torch.random.fork_rng([]), torch.device(self.device):
             torch.manual_seed(seed)
-            self.probe = Probe(self.config)
-            self.probe.reset()
+            self.probe = Probe(config)
 
     def probe_scores(self, pairs: Pairs) -> Tensor:
         """The probe's score of each pair, float32 [P], from the embeddings of both tables; a gradient reaches the probe alone."""

@@ -17,6 +17,15 @@ from tagsds.models.uniter.config import UniterConfig
 QUERIES = 8
 
 
+class ProbeLinear(nn.Linear):
+    """Begins with normal weights of deviation 1 / sqrt(inputs). With BERT's 0.02 both vectors would be near zero, where a dot
+    product has next to no gradient."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        nn.init.zeros_(self.bias)
+
+
 class Side(nn.Module):
     """Embeddings [N, H], lengths int64 [R] -> one vector a row, [R, Q * W]: Q learnt queries attend to the row's embeddings."""
 
@@ -24,9 +33,9 @@ class Side(nn.Module):
         super().__init__()
         self.queries = config.probe_queries
         width = self.queries * max(1, config.hidden_size // self.queries)
-        self.attend = nn.Linear(config.hidden_size, self.queries)
-        self.value = nn.Linear(config.hidden_size, width)
-        self.out = nn.Linear(width, width)
+        self.attend = ProbeLinear(config.hidden_size, self.queries)
+        self.value = ProbeLinear(config.hidden_size, width)
+        self.out = ProbeLinear(width, width)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         logits = self.attend(x).float()
@@ -48,14 +57,6 @@ class Probe(nn.Module):
         super().__init__()
         self.text = Side(config)
         self.image = Side(config)
-
-    def reset(self) -> None:
-        """Normal weights of deviation 1 / sqrt(inputs): with BERT's 0.02 both vectors would begin near zero, where a dot product
-        has no gradient."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
 
     def forward(self, text: Tensor, text_lengths: Tensor, image: Tensor, image_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Float32 vectors of all texts and all images, the images' divided by the root of the width."""

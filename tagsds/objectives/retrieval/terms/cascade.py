@@ -40,9 +40,9 @@ class Cascade:
 
     def value(self, asked: tuple[Lesson, Lesson], draws: Draws, states: States, true: Tensor) -> TermOutput:
         keep = draws.negatives.random.keep
-        scores = both_directions(
-            draws.bank, draws.captions, *(lesson.index for lesson in asked), partial(scores_of_probe, draws.negatives.model)
-        )
+        images, captions = (lesson.index for lesson in asked)
+        score = partial(scores_of_probe, draws.negatives.model)
+        scores = both_directions(draws.bank, draws.captions, images, captions, score)
         parts = [probe_ranking(s[:, :keep], s[:, keep:], lesson.weight) for s, lesson in zip(scores, asked, strict=True)]
         found = [direction.kept_of_top(keep) for direction in draws.cascaded]
         counters = {"cascade/kept_of_top": (found[0][0] + found[1][0], found[0][1] + found[1][1])}
