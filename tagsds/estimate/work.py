@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tagsds.config import RunConfig
 from tagsds.estimate.corpus import Corpus
+from tagsds.negatives.cascade import SAMPLE
 from tagsds.negatives.offline import images_in_ranks
 
 
@@ -130,7 +131,7 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
     trained    B true pairs, 2 B K hard ones, B K written ones (syn, disc, corr), B M maskings (mlm), up to 4 B offline pairs
     """
     B, loss, negatives, synthetic = config.batch.pairs, config.loss, config.negatives, config.synthetic
-    count, keep = negatives.count, negatives.keep
+    count, keep = negatives.scored + SAMPLE * bool(negatives.cascade), negatives.keep
     images = min(count, images_in_ranks(config.offline.first, config.offline.last)) if config.offline.replace_random else count
     mined = Forward(B * (count + images), B * (1 + count), B * (1 + images), B * (count + images))
     hard = 2.0 * B * keep

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
+from tagsds.data.pairs import Pairs
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.losses.ranking import hardest
@@ -28,10 +31,27 @@ class NegativesConfig:
     """take the other pairs of the micro-batch instead of `count` random ones: one score serves both directions"""
     dtype: str = "model"
     """model or bf16: precision of scores that only choose negatives"""
+    cascade: float = 0.0
+    """0: off. Else the share of the `count` random negatives that the whole encoder scores: those that a small probe of the
+    embeddings, trained along, ranks highest. 0.34 makes mining about 2.5 times as fast"""
 
     def check(self, group: str) -> None:
         one_of(self, group, dtype=("model", "bf16"))
         above_zero(self, group, "count", "keep")
+        if not 0 <= self.cascade <= 1:
+            raise UserError(f"{group}.cascade={self.cascade} must be a share from 0 (off) to 1.")
+        if self.cascade and self.scored < self.keep:
+            raise UserError(
+                f"{group}.cascade={self.cascade} leaves {self.scored} of {group}.count={self.count} negatives to be scored, fewer "
+                f"than {group}.keep={self.keep}; raise the share or lower {group}.keep."
+            )
+        if self.cascade and self.shared:
+            raise UserError(f"{group}.cascade narrows random negatives; set {group}.shared=false or {group}.cascade=0.")
+
+    @property
+    def scored(self) -> int:
+        """How many of the `count` negatives of a row the cascade leaves to the whole encoder; all without it."""
+        return math.ceil(self.cascade * self.count - 1e-9) if self.cascade else self.count
 
 
 @dataclass
@@ -40,6 +60,11 @@ class Hard:
 
     index: Tensor
     valid: Tensor
+
+    @staticmethod
+    def all(index: Tensor) -> Hard:
+        """Every one of them exists."""
+        return Hard(index, torch.ones_like(index, dtype=torch.bool))
 
 
 def check_size(bank: Bank, count: int, folder: str) -> None:
@@ -91,23 +116,36 @@ def mine_random(
     bank: Bank, captions: Tensor, count: int, keep: int, scorer: Scorer, draw: Draw
 ) -> tuple[Hard, Hard]:
     """Hard images of each caption (t2i) and hard captions of its image (i2t), out of `count` random ones each."""
+    images, others = draw_random(bank, captions, count, draw)
+    return keep_hardest(bank, captions, Hard.all(images), Hard.all(others), keep, scorer)
+
+
+def draw_random(bank: Bank, captions: Tensor, count: int, draw: Draw) -> tuple[Tensor, Tensor]:
+    """`count` random images for each caption (int64 [B]) and captions for its image: int64 [B, count] each."""
     own = bank.image_of_caption[captions]
     images = draw_images(bank, own, count, draw.generator(bank.device, "negative images"))
-    others = draw_captions(bank, own, count, draw.generator(bank.device, "negative captions"))
-    drawn = [Hard(index, torch.ones_like(index, dtype=torch.bool)) for index in (images, others)]
-    return keep_hardest(bank, captions, drawn[0], drawn[1], keep, scorer)
+    return images, draw_captions(bank, own, count, draw.generator(bank.device, "negative captions"))
 
 
 def keep_hardest(bank: Bank, captions: Tensor, images: Hard, others: Hard, keep: int, scorer: Scorer) -> tuple[Hard, Hard]:
     """Of images held against each caption (int64 [B]) and captions held against its image: the `keep` of highest score."""
+    of_images, of_captions = both_directions(bank, captions, images.index, others.index, scorer)
+    image_at, image_valid = hardest(of_images, keep, images.valid)
+    caption_at, caption_valid = hardest(of_captions, keep, others.valid)
+    return Hard(images.index.gather(1, image_at), image_valid), Hard(others.index.gather(1, caption_at), caption_valid)
+
+
+def both_directions(
+    bank: Bank, captions: Tensor, images: Tensor, others: Tensor, score: Callable[[Pairs], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Scores of images held against each caption (int64 [B], [B, M]) and of captions held against its image ([B, N]), in one
+    call of `score`."""
     own = bank.image_of_caption[captions]
     builder = PairBuilder(bank)
-    t2i = builder.pairs(builder.captions(captions)[:, None].expand_as(images.index), images.index)
-    i2t = builder.pairs(builder.captions(others.index), own[:, None].expand_as(others.index))
-    scores = scorer(builder.build())
-    image_at, image_valid = hardest(scores[t2i].view_as(images.index), keep, images.valid)
-    caption_at, caption_valid = hardest(scores[i2t].view_as(others.index), keep, others.valid)
-    return Hard(images.index.gather(1, image_at), image_valid), Hard(others.index.gather(1, caption_at), caption_valid)
+    t2i = builder.pairs(builder.captions(captions)[:, None].expand_as(images), images)
+    i2t = builder.pairs(builder.captions(others), own[:, None].expand_as(others))
+    scores = score(builder.build())
+    return scores[t2i].view_as(images), scores[i2t].view_as(others)
 
 
 def mine_shared(bank: Bank, captions: Tensor, keep: int, scorer: Scorer) -> tuple[Hard, Hard]:

@@ -10,7 +10,7 @@ from tagsds.models.uniter.initialise import HEADS, initialise_heads
 
 def begin_stage(model: UniterModel, heads: list[str]) -> list[str]:
     """Train `heads` and no other; begin those of them that are new. What was begun, for the log."""
-    train_only(model, heads, HEADS)
+    train_only(model, heads, (*HEADS, "probe") if model.config.probe_queries else HEADS)
     return initialise_heads(model, heads)
 
 

@@ -74,6 +74,15 @@ class Scorer:
                     scores[index] = score
         return scores
 
+    @torch.no_grad()
+    def probe(self, pairs: Pairs) -> Tensor:
+        """Scores of the encoder's probe, float32 [P], by which cascade mining drops pairs before `__call__` sees them. Both tables
+        are embedded once and nothing is done in chunks: all ranks make the same calls."""
+        device = pairs.text_of_pair.device
+        autocast = torch.autocast(device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+        with without_dropout(self.model), autocast:
+            return self.model.probe_scores(pairs)
+
     def ready(self) -> str:
         """'rank', or 'itm' where only that head was trained; see `ensure_rank_head`."""
         return ensure_rank_head(self.model)

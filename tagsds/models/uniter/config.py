@@ -13,6 +13,7 @@ class UniterConfig(PretrainedConfig):
     trained_heads        heads that some stage has trained: a later stage initialises only the others
     discriminate_version order of the discrimination head's two outputs. 2: column 1 = the token is the original, as published;
                          1 (a config.json without the key): column 1 = it was replaced; `UniterModel.from_pretrained` turns it
+    probe_queries        attention queries of each side of the probe of cascade mining; 0: the model has none
     """
 
     model_type = "tagsds_uniter"
@@ -37,6 +38,7 @@ class UniterConfig(PretrainedConfig):
         num_region_classes: int = 1601,
         trained_heads: list[str] | None = None,
         discriminate_version: int = 2,
+        probe_queries: int = 0,
         **kwargs,
     ) -> None:
         self.vocab_size = vocab_size
@@ -53,6 +55,7 @@ class UniterConfig(PretrainedConfig):
         self.num_region_classes = num_region_classes
         self.trained_heads = list(trained_heads or [])
         self.discriminate_version = discriminate_version
+        self.probe_queries = probe_queries
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)
 

@@ -23,6 +23,7 @@ from tagsds.kernels.attention import Sequences, self_attention
 from tagsds.kernels.linear import Linear, QkvLinear
 from tagsds.models.uniter.config import UniterConfig
 from tagsds.models.uniter.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
+from tagsds.models.uniter.probe import QUERIES, Probe, ProbeLinear
 
 
 @dataclass
@@ -186,6 +187,8 @@ class UniterModel(PreTrainedModel):
         self.correct = WordHead(config)
         self.region_feature = RegionFeatureHead(config)
         self.region_class = RegionClassHead(config)
+        if config.probe_queries:
+            self.probe = Probe(config)
         self.post_init()
 
     @classmethod
@@ -202,7 +205,9 @@ class UniterModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """BERT's initialisation: normal(0, 0.02), zero biases."""
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, ProbeLinear):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
@@ -258,3 +263,20 @@ class UniterModel(PreTrainedModel):
     def score(self, cls_states: Tensor) -> Tensor:
         """Ranking logit of [CLS] states [P, H] -> float32 [P]; s(I, T) is its sigmoid."""
         return self.rank(self.pooler(cls_states)).squeeze(-1)
+
+    def add_probe(self, seed: int) -> None:
+        """Give a model without one the probe of cascade mining, begun by `seed` alone: all ranks begin alike."""
+        config = self.config
+        assert isinstance(config, UniterConfig)
+        config.probe_queries = QUERIES
+        with torch.random.fork_rng([]), torch.device(self.device):
+            torch.manual_seed(seed)
+            self.probe = Probe(config)
+
+    def probe_scores(self, pairs: Pairs) -> Tensor:
+        """The probe's score of each pair, float32 [P], from the embeddings of both tables; a gradient reaches the probe alone."""
+        with torch.no_grad():
+            text, token_type = self.text_embedding(pairs.texts)
+            image = self.image_embedding(pairs.images, token_type)
+        texts, images = self.probe(text, pairs.texts.lengths, image, pairs.images.lengths)
+        return (texts[pairs.text_of_pair] * images[pairs.image_of_pair]).sum(dim=-1)

@@ -16,6 +16,7 @@ from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.formats.candidates import Candidates
 from tagsds.models.uniter import UniterModel
+from tagsds.negatives.cascade import Narrowed, mine_cascaded
 from tagsds.negatives.offline import OfflineConfig, draw_from_ranks, images_in_ranks, mine_offline
 from tagsds.negatives.random import Hard, NegativesConfig, mine_random, mine_shared
 from tagsds.negatives.writer import Maskings, SyntheticConfig, Written, mask_captions, write_negatives
@@ -62,6 +63,9 @@ class Draws:
         if random.shared:
             self.forwards += len(self.captions) ** 2
             return mine_shared(self.bank, self.captions, random.keep, scorer)
+        if random.cascade:
+            images, captions = self.cascaded
+            return images.hard(random.keep), captions.hard(random.keep)
         if not offline.replace_random:
             self.forwards += 2 * random.count * len(self.captions)
             return mine_random(self.bank, self.captions, random.count, random.keep, scorer, self.draw)
@@ -72,6 +76,13 @@ class Draws:
             return draw_from_ranks(self.candidates, self.bank, self.captions, random.keep, *ranks, generator)
         self.forwards += (random.count + min(random.count, images_in_ranks(*ranks))) * len(self.captions)
         return mine_offline(self.candidates, self.bank, self.captions, offline, random, scorer, self.draw)
+
+    @cached_property
+    def cascaded(self) -> tuple[Narrowed, Narrowed]:
+        """The random images of each caption and captions of each image that the probe has left, with their scores."""
+        found = mine_cascaded(self.bank, self.captions, self.negatives.random, self.negatives.scorer, self.draw)
+        self.forwards += sum(direction.index.numel() for direction in found)
+        return found
 
     @property
     def hard_are_ordered(self) -> bool:

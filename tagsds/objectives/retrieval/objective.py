@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tagsds.data.bank import Bank
 from tagsds.data.vocabulary import Vocabulary
-from tagsds.draw import Draw
+from tagsds.draw import Draw, seed_of
 from tagsds.errors import UserError, nearest
 from tagsds.formats.candidates import Candidates
 from tagsds.models.uniter import UniterModel
@@ -25,7 +25,7 @@ from tagsds.objectives.retrieval.draws import Draws, Negatives
 from tagsds.objectives.retrieval.examples import written_examples
 from tagsds.objectives.retrieval.forward import Plan
 from tagsds.objectives.retrieval.settings import Settings
-from tagsds.objectives.retrieval.terms import TERMS, Quintuplet, Term
+from tagsds.objectives.retrieval.terms import CASCADE_WEIGHT, TERMS, Quintuplet, Term
 from tagsds.scoring.scorer import Scorer
 
 
@@ -35,6 +35,10 @@ def loss_terms(config: Settings) -> list[tuple[float, Term]]:
     weights = {"t2i": loss.t2i, "i2t": loss.i2t}
     if loss.writes:
         weights |= {"syn": loss.syn} | {n: w for n, w in {"mlm": loss.mlm, "disc": loss.disc, "corr": loss.corr}.items() if w}
+    if config.negatives.cascade:
+        weights["cascade"] = CASCADE_WEIGHT
+    elif "cascade" in loss.more:
+        raise UserError("loss.more.cascade weighs the probe of cascade mining, which negatives.cascade=0 leaves out; remove it.")
     for name in loss.more:
         if name not in TERMS:
             raise UserError(f"loss.more.{name}: there is no such term; {nearest(name, TERMS)}")
@@ -62,8 +66,18 @@ class RetrievalObjective(Objective):
         return ["rank", *dict.fromkeys(head for _, term in loss_terms(config) for head in term.heads)]
 
     @classmethod
-    def prepare(cls, model: Any, config: Settings) -> list[str]:
-        return begin_stage(model, cls.heads(config))
+    def prepare(cls, model: Any, config: Any) -> list[str]:
+        """`config.seed` is that of the run. A probe is added for cascade mining where the checkpoint brings none."""
+        begun = []
+        if config.negatives.cascade and not model.config.probe_queries:
+            model.add_probe(seed_of(config.seed, "probe"))
+            begun.append("probe")
+        return [*begin_stage(model, cls.heads(config)), *begun]
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        if config.negatives.cascade and config.offline.replace_random:
+            raise UserError("negatives.cascade narrows random negatives; set offline.replace_random=false or negatives.cascade=0.")
 
     @classmethod
     def needs_candidates(cls, config: Settings) -> bool:

@@ -6,6 +6,8 @@ A further term is one more entry here; its weight is then `loss.more.<name>` of 
 from collections.abc import Callable
 
 from tagsds.objectives.retrieval.settings import LossConfig
+from tagsds.objectives.retrieval.terms.cascade import WEIGHT as CASCADE_WEIGHT
+from tagsds.objectives.retrieval.terms.cascade import Cascade
 from tagsds.objectives.retrieval.terms.quintuplet import Quintuplet
 from tagsds.objectives.retrieval.terms.ranking import ImageToText, TextToImage
 from tagsds.objectives.retrieval.terms.synthetic import Synthetic
@@ -19,6 +21,7 @@ TERMS: dict[str, Callable[[LossConfig], Term]] = {
     "mlm": lambda loss: MaskedWords(),
     "disc": lambda loss: Discrimination(loss.weight_replaced, loss.weight_kept),
     "corr": lambda loss: Correction(),
+    "cascade": lambda loss: Cascade(),
 }
 
-__all__ = ["TERMS", "Quintuplet", "Term", "TermOutput"]
+__all__ = ["CASCADE_WEIGHT", "TERMS", "Quintuplet", "Term", "TermOutput"]
