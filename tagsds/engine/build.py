@@ -87,12 +87,13 @@ def forget_shared_buffer(rank: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """On a Linux CPU: let malloc keep large freed blocks. Activations come and go at every step, and giving their pages back
-    to the system each time costs a quarter of a small model's step."""
+    """On a Linux CPU: let malloc keep all freed blocks, large ones too, in one arena. Activations come and go at every step, and
+    giving their pages back to the system each time costs a quarter of a small model's step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 26)  # M_MMAP_THRESHOLD, 64 MiB
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block apart from the heap
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: backward runs in another thread, whose arena could not hold large blocks
     except (OSError, AttributeError):
         pass  # another C library: nothing is lost but speed
 

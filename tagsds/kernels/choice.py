@@ -3,8 +3,8 @@
     TAGSDS_KERNELS=reference        every operation by plain torch
     TAGSDS_KERNELS=attention=reference,linear=reference   some of them
 
-Implementations: `reference` is plain torch and serves everything; `cpu` is C++ (tagsds/kernels/cpu), compiled with g++ at first use;
-`onednn` PyTorch's oneDNN product with the bias in its epilogue; `varlen` PyTorch's variable-length flash attention; `triton`
+Implementations: `reference` is plain torch and serves everything; `cpu` is C++ (tagsds/kernels/cpu), compiled at first
+use; `onednn` PyTorch's oneDNN product with the bias in its epilogue; `varlen` PyTorch's variable-length flash attention; `triton`
 tagsds/kernels/triton.
 """
 

@@ -16,13 +16,19 @@ from torch import Tensor, nn
 from tagsds.kernels import choice
 from tagsds.kernels.rows import with_spare
 
+SMALL = 1 << 27  # multiplications, about a millisecond: below it, making oneDNN's product ready takes what it saves
+
 _casts: dict[tuple[int, torch.Size, torch.dtype], tuple[Tensor, Tensor]] | None = None
 
 
 @contextmanager
-def weights_cast_once() -> Iterator[None]:
-    """Inside, a weight is cast to the precision of autocast once, not at each product: for no-grad code that does not train."""
+def weights_cast_once(model: nn.Module) -> Iterator[None]:
+    """Inside, a weight of `model` is cast to the precision of autocast once, not at each product: for code without gradient. Not
+    where ZeRO-3 gathers weights for each product anew: their addresses, by which casts are known, come and go."""
     global _casts
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        yield
+        return
     before, _casts = _casts, {}
     try:
         yield
@@ -34,7 +40,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tenso
     """x [N, I], weight [O, I], bias [O] -> x W^T + b, [N, O], with exact GELU of it where asked. Obeys autocast."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    if x.ndim != 2 or choice.linear(x.device, dtype) == "reference":
+    small = x.numel() * weight.shape[0] < SMALL
+    if x.ndim != 2 or small or choice.linear(x.device, dtype) == "reference":
         out = F.linear(x, weight, bias)
         return F.gelu(out) if gelu else out
     if not torch.is_grad_enabled():
@@ -87,9 +94,12 @@ class QkvLinear(Linear):
     """The product that makes queries, keys and values, [N, H] -> [N, 3H]."""
 
     def forward(self, x: Tensor, asking: Tensor | None = None) -> Any:  # type: ignore[override]
-        """-> [N, 3H]. Where only the positions `asking` (int64 [K]) ask: their queries [K, H], and keys and values of all, [N, 2H]."""
+        """-> [N, 3H]. Where only the positions `asking` (int64 [K]) ask: (queries [K, H], keys and values of all [N, 2H])."""
         if asking is None:
             return super().forward(x)
         width = x.shape[1]
+        if choice.is_forced_to_reference("linear"):
+            whole = super().forward(x)
+            return whole[:, :width].index_select(0, asking), whole[:, width:]
         query = linear(x.index_select(0, asking), self.weight[:width], self.bias[:width])
         return query, linear(x, self.weight[width:], self.bias[width:])

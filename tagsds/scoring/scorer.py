@@ -63,7 +63,7 @@ class Scorer:
         chunks = self.chunks(pairs.lengths)
         wanted = self.lockstep(len(chunks))
         autocast = torch.autocast(scores.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
-        with without_dropout(self.model), autocast, weights_cast_once():
+        with without_dropout(self.model), autocast, weights_cast_once(self.model):
             table = self.model.embed(pairs.texts, pairs.images)
             for number in tqdm(range(wanted), desc="score", unit="chunk", disable=not progress, leave=False):
                 mine = number < len(chunks)

@@ -199,13 +199,13 @@ def compare(found: dict[str, Any]) -> tuple[bool, list[str]]:
 
 
 def alone(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of a run of one process with one thread."""
+    """The environment of a run of one process with one thread, by plain torch: kernels round, and drop, in another way."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     quiet = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return environment | one | quiet | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return environment | one | quiet | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TAGSDS_KERNELS": "reference"}
 
 
 def main() -> None:

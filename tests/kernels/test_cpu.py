@@ -110,7 +110,8 @@ def test_the_number_of_threads_changes_no_bit():
         x = packed.clone().requires_grad_()
         torch.manual_seed(5)
         sequences = Sequences.of(torch.tensor(KEYS))
-        out = add_norm(self_attention(x, None, 2, sequences, sequences, 0.1), x[:, :64], torch.ones(64), torch.zeros(64), 1e-12, 0.1)
+        context = self_attention(x, None, 2, sequences, sequences, 0.1)
+        out = add_norm(context, x[:, :64], torch.ones(64), torch.zeros(64), 1e-12, 0.1)
         out.backward(upstream)
         results.append((out.detach(), x.grad))
     torch.set_num_threads(threads)
@@ -154,7 +155,7 @@ def test_autocast_casts_each_weight_once_and_never_mixes_them():
     layer, x, asking = QkvLinear(16, 48), torch.randn(9, 16), torch.arange(9)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
-        with weights_cast_once():
+        with weights_cast_once(layer):
             for _ in range(20):
                 query, packed = layer(x, asking)
                 assert query.dtype == torch.bfloat16

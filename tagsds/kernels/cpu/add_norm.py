@@ -36,8 +36,9 @@ class AddNorm(torch.autograd.Function):
         rows = _rows(x, eps, p, seed)
         mean, inverse = (_at(statistics[0]), _at(statistics[1])) if wants else (None, None)
         library().add_norm_forward(
-            ctypes.byref(rows), int(x.dtype == torch.bfloat16), _at(x), _at(residual), _at(scale), _at(shift), _at(out), mean, inverse
-        )
+            ctypes.byref(rows), int(x.dtype == torch.bfloat16), _at(x), _at(residual), _at(scale), _at(shift), _at(out), mean,
+            inverse,
+        )  # fmt: skip
         if wants:
             ctx.save_for_backward(x, residual, weight, statistics)
             ctx.given, ctx.dtypes = (eps, p, seed), (weight.dtype, bias.dtype)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 FLAGS = (
-    "-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno",
+    "-fno-trapping-math",
 )  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def compile_library(compiler: str, path: Path) -> None:
             sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
             done = subprocess.run([compiler, *FLAGS, *sources, "-o", str(made)], capture_output=True, text=True)
             if done.returncode:
-                raise NotBuiltError(f"{compiler} failed: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
+                last = done.stderr.strip().splitlines()[-1:] or [str(done.returncode)]
+                raise NotBuiltError(f"{compiler} failed: {last[0]}")
             made.rename(path)
     except OSError as error:
         raise NotBuiltError(str(error)) from error

@@ -27,8 +27,8 @@ def offer(kept: Kept, k: int, block: Tensor, first: int, owners: tuple[Tensor, T
     assert (len(mine), len(theirs)) == (rows, columns) and len(kept[0]) == (columns if by_column else rows)
     tops = _tops(kept, k)
     library().select_offer(
-        ctypes.byref(tops), _at(block), ctypes.c_int64(rows), ctypes.c_int64(columns), ctypes.c_int32(first), _at(mine), _at(theirs),
-        int(by_column),
+        ctypes.byref(tops), _at(block), ctypes.c_int64(rows), ctypes.c_int64(columns), ctypes.c_int32(first), _at(mine),
+        _at(theirs), int(by_column),
     )  # fmt: skip
 
 
