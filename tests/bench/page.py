@@ -85,7 +85,7 @@ def ours_first(found: dict[str, Any]) -> str:
     """Rows of run.py."""
     rows = [
         [row["variant"], f"{row['per_unit']:.3g}", f"{row['ratio']:.2f}", f"{row['gflop']:,.0f}", f"{row['share']:.0%}",
-         f"{row['rate']:,.0f}", f"{row['spread']:.0%}", meaning(row["variant"])]
+         f"{row['rate']:,.0f}", f"{row['spread']:.0%}" if len(row["all"]) > 1 else "-", meaning(row["variant"])]
         for row in found["rows"]
     ]  # fmt: skip
     head = ["row", "s a pair", "ratio", "GFLOP", "share of the matrix rate", "that rate, GFLOP/s", "spread", "what it is"]
@@ -169,6 +169,7 @@ How to read a row:
 - **share of the matrix rate**: the time that these operations would take as bare matrix products of the same shapes, measured in
   the same run (`tests/bench/rates.py`), over the row's time. 100 % would be a step of nothing but products.
 - **spread**: (longest - shortest) / median of the repeats; small spreads mean a quiet machine.
+  "-": the row takes long and ran once.
 
 ## The step and the scorer
 

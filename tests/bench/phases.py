@@ -134,14 +134,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     device, model = variants.device, variants.model
     steps: list[dict[str, float]] = []
     with peak_memory(device) as memory:
-        with recorded(model) as calls:
-            forwards = variants.objective(variants.bank, variants.captions, variants.draw).forwards
         for _ in range(args.repeats):
             model.zero_grad(set_to_none=True)
-            with clocks_around(device) as clocks:
-                total = variants.objective(variants.bank, variants.captions, variants.draw).total
+            with clocks_around(device) as clocks, recorded(model) as calls:
+                output = variants.objective(variants.bank, variants.captions, variants.draw)
                 with clocks.of("backward"):
-                    total.backward()
+                    output.total.backward()
             steps.append(clocks.seconds)
     seconds = {phase: median(step[phase] for step in steps) for phase in ORDER}
     whole = sum(seconds.values())
@@ -149,7 +147,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "phases": [{"phase": phase, "seconds": s, "share": s / whole} for phase, s in seconds.items()],
         "seconds": whole,
         "true_pairs_per_s": args.captions / whole,
-        "pairs_per_s": forwards / whole,
+        "pairs_per_s": output.forwards / whole,
         "tokens_per_s": tokens(calls) / whole,
         "mined_pairs_per_s": 2 * args.count * args.captions / seconds["score t2i and i2t"],
         "gflop": flop_of(calls, sizes_of(model), model.config.region_dim) / 1e9,

@@ -50,26 +50,19 @@ class Row:
             self.model.zero_grad(set_to_none=True)
             self.run().backward()
 
-    def warm(self) -> float:
-        """One run outside the clock, whose operations are noted; the loss, or the mean score."""
+    def first(self) -> float:
+        """The same once, with its operations noted; the loss, or the mean score."""
+        self.model.zero_grad(set_to_none=True)
         with recorded(self.model) as calls:
             value = self.run()
+        if self.kind != "scorer":
+            value.backward()
         self.calls = calls
         return float(value.detach().float().mean())
 
 
 def scored(scorer: Scorer, pairs: Pairs) -> Callable[[], Tensor]:
     return lambda: scorer(pairs)
-
-
-def inside(context: Callable[[], AbstractContextManager[Any]], run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`run` and its backward inside the context: the tensor that is returned carries nothing of it."""
-
-    def within() -> Tensor:
-        with context():
-            return run()
-
-    return within
 
 
 class Switched(Row):
@@ -81,9 +74,9 @@ class Switched(Row):
         with self.context():
             super().once()
 
-    def warm(self) -> float:
+    def first(self) -> float:
         with self.context():
-            return super().warm()
+            return super().first()
 
 
 def switched(row: Row, name: str, context: Callable[[], AbstractContextManager[Any]]) -> Switched:

@@ -3,8 +3,8 @@
     python tests/bench/run.py [--preset issue] [--threads 1] [--rows REGEX] [--output bench.json]
 
 The corpus is random with COCO's shape: 10 to 100 regions of width 2048 an image, five captions of 10 to 22 pieces. Forward and
-backward are timed without the optimiser's step. Rows take turns, so that a busy machine harms all alike; the median over
---repeats counts. Columns:
+backward are timed without the optimiser's step. Rows take turns, so that a busy machine harms all alike. The first run of a row
+warms up and the median of --repeats further ones counts; of a row that takes longer than --long seconds the first counts. Columns:
 
     s/pair    seconds a true pair (a step), or a scored pair (the scorer)
     ratio     of that to the package's row, the first of its kind
@@ -12,7 +12,7 @@ backward are timed without the optimiser's step. Rows take turns, so that a busy
               same losses with more work, of the package's row
     share     of the rate of matrix products, measured in the same run at the same shapes (tests/bench/rates.py): the seconds that
               the operations take at that rate, over the row's seconds
-    spread    (longest - shortest) / median
+    spread    (longest - shortest) / median; '-' after one run
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +100,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default fp32)")
     parser.add_argument("--dropout", type=float, default=0.0, help="of states and attention, in all rows (default 0)")
     parser.add_argument("--repeats", type=int, default=3, help="(default 3)")
+    parser.add_argument("--long", type=float, default=20.0, help="seconds; rows that take longer run once (default 20)")
     for name, default, text in SIZES:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
     preset = parser.parse_known_args(argv)[0].preset
@@ -106,12 +108,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def seconds_of(row: Row, device: torch.device) -> float:
+def seconds_of(once: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of one run, and what it returned."""
     _wait(device)
     begin = time.perf_counter()
-    row.once()
+    value = once()
     _wait(device)
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, value
 
 
 def _wait(device: torch.device) -> None:
@@ -132,12 +135,19 @@ def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         timed = chosen(rows(args, Path(folder)), args.rows)
-        values = [row.warm() for row in timed]
-        taken: list[list[float]] = [[] for _ in timed]
+        taken: list[list[float]] = []
+        values: list[float] = []
+        for row in timed:
+            seconds, value = seconds_of(row.first, device)
+            row.model.zero_grad(set_to_none=True)
+            taken.append([seconds])
+            values.append(value)
         for _ in range(args.repeats):
             for row, times in zip(timed, taken, strict=True):
-                times.append(seconds_of(row, device))
-                row.model.zero_grad(set_to_none=True)
+                if times[0] < args.long:
+                    times.append(seconds_of(row.once, device)[0])
+                    row.model.zero_grad(set_to_none=True)
+    taken = [times[1:] or times for times in taken]
     rates, found = Rates(device, least_s=0.0 if args.preset == "tiny" else 0.05), []
     first: dict[str, tuple[Row, float]] = {}
     for row, times, value in zip(timed, taken, values, strict=True):
@@ -164,9 +174,10 @@ def show(facts: dict[str, Any], found: list[dict[str, Any]], operations: list[st
     columns = f"{'s/pair':>10} {'pairs/s':>9} {'ratio':>6} {'GFLOP':>8} {'share':>6} {'GFLOP/s':>8} {'spread':>7} {'loss':>10}"
     print(f"{'':58} {columns}")
     for row in found:
+        spread = f"{row['spread']:.0%}" if len(row["all"]) > 1 else "-"
         print(
             f"{row['variant']:58} {row['per_unit']:10.3g} {1 / row['per_unit']:9.4g} {row['ratio']:6.2f} {row['gflop']:8.1f} "
-            f"{row['share']:6.0%} {row['rate']:8.0f} {row['spread']:7.0%} {row['loss']:10.6f}"
+            f"{row['share']:6.0%} {row['rate']:8.0f} {spread:>7} {row['loss']:10.6f}"
         )
     print("ratio: to the first row of its kind; share: of the rate of matrix products in this run (GFLOP/s)")
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # part -> its module and arguments; arguments of the tiny run, which shows that all of it works
 PARTS: dict[str, tuple[str, list[str], list[str]]] = {
     "step": (
-        "run", ["--preset", "issue", "--rows", "^(scorer|ours|plain|option|kernel)", "--repeats", "2"],
+        "run", ["--preset", "issue", "--rows", "^(scorer|ours|plain|option|kernel)", "--repeats", "1"],
         ["--preset", "tiny", "--rows", "^(scorer|ours|plain)$", "--repeats", "1"],
     ),
     "savings": (
