@@ -96,7 +96,8 @@ def main() -> None:
     size = f"{model.config.hidden_size} x {model.config.num_hidden_layers}, regions of {model.config.region_dim}"
     row: dict[str, Any] = {
         "model": size, "pairs": args.pairs, "count": args.count, "keep": args.keep, "share": args.share,
-        "plain_cpu_s": plain, "cascade_cpu_s": quick, "of_it_probe_cpu_s": probe, "faster": plain / quick, "torch": torch.__version__,
+        "plain_cpu_s": plain, "cascade_cpu_s": quick, "of_it_probe_cpu_s": probe, "faster": plain / quick,
+        "torch": torch.__version__,
     }  # fmt: skip
     if args.checkpoint:
         shares = sorted({args.share, 0.2, 0.25, 0.5})
