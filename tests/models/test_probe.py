@@ -9,24 +9,27 @@ from transformers import AutoModel
 from tagsds.models import UniterModel
 from tagsds.models.load import load_model
 from tagsds.models.published.uniter import to_uniter
-from tagsds.models.uniter.probe import QUERIES
+from tagsds.models.uniter.probe import QUERIES, SCALE
 from tests.models.plain_uniter import RAGGED, model_of, pairs_of
 
 
+@torch.no_grad()
 def literal(model: UniterModel, pairs) -> list[float]:
     """One pair after another, one query after another."""
-    with torch.no_grad():
-        text, token_type = model.text_embedding(pairs.texts)
-        image = model.image_embedding(pairs.images, token_type)
+    text, token_type = model.text_embedding(pairs.texts)
+    image = model.image_embedding(pairs.images, token_type)
 
     def vector(side, x):
-        logits, value = side.attend(x), side.value(x)
+        def scaled(linear, x):
+            return 10 * (x @ linear.weight.T + linear.bias)
+
+        logits, value = scaled(side.attend, x), scaled(side.value, x)
         width = value.shape[1] // QUERIES
         parts = []
         for query in range(QUERIES):
             weights = torch.exp(logits[:, query]) / torch.exp(logits[:, query]).sum()
             parts.append(sum(w * row for w, row in zip(weights, value[:, query * width : (query + 1) * width])))
-        return side.out(torch.cat(parts))
+        return scaled(side.out, torch.cat(parts))
 
     texts, images = text.split(pairs.texts.lengths.tolist()), image.split(pairs.images.lengths.tolist())
     return [
@@ -87,7 +90,7 @@ def test_added_by_a_seed_alone():
     assert all(torch.equal(a, b) for a, b in zip(some.probe.parameters(), other.probe.parameters()))
     assert not torch.equal(some.probe.text.value.weight, third.probe.text.value.weight)
     assert some.config.probe_queries == QUERIES and not some.probe.text.value.bias.any()
-    assert float(some.probe.image.out.weight.std()) == pytest.approx(1 / math.sqrt(24), rel=0.15)
+    assert SCALE * float(some.probe.image.out.weight.std()) == pytest.approx(1 / math.sqrt(24), rel=0.15)
 
 
 def test_added_on_the_meta_device():
@@ -114,4 +117,4 @@ def test_a_fresh_model_begins_with_wide_weights():
     config = model_of().config
     config.probe_queries = QUERIES
     fresh = UniterModel(config)
-    assert float(fresh.probe.text.value.weight.std()) == pytest.approx(1 / math.sqrt(24), rel=0.15)
+    assert SCALE * float(fresh.probe.text.value.weight.std()) == pytest.approx(1 / math.sqrt(24), rel=0.15)

@@ -104,7 +104,7 @@ def test_the_probe_comes_to_agree_with_the_encoder(corpus):
     """60 steps of the term alone: the share of the hardest that it keeps rises far above chance (0.34)."""
     objective = objective_of(corpus, "negatives.cascade=0.34", "loss.t2i=0", "loss.i2t=0")
     bank, model = corpus[0], objective.model
-    optimiser = torch.optim.Adam(model.probe.parameters(), lr=1e-2)
+    optimiser = torch.optim.Adam(model.probe.parameters(), lr=1e-3)
     found = []
     for step in range(60):
         captions = torch.randint(bank.num_captions, (4,), generator=torch.Generator().manual_seed(step))

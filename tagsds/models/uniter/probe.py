@@ -15,15 +15,23 @@ from torch import Tensor, nn
 from tagsds.models.uniter.config import UniterConfig
 
 QUERIES = 8
+SCALE = 10.0
 
 
 class ProbeLinear(nn.Linear):
-    """Begins with normal weights of deviation 1 / sqrt(inputs). With BERT's 0.02 both vectors would be near zero, where a dot
-    product has next to no gradient."""
+    """y = SCALE (W x + b), beginning with a SCALE W of deviation 1 / sqrt(inputs).
+
+    Adam moves a weight by about the learning rate, whatever its gradient: the factor makes that SCALE times as far. The probe
+    begins fresh where the encoder is pre-trained, and has to follow it while it moves. (With BERT's deviation of 0.02 both vectors
+    would be near zero, where a dot product has next to no gradient.)
+    """
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        nn.init.normal_(self.weight, std=self.in_features**-0.5 / SCALE)
         nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SCALE * super().forward(x)
 
 
 class Side(nn.Module):

@@ -19,7 +19,7 @@ from tagsds.scoring.scorer import without_dropout
 
 # Adam divides by the gradient's own size, so the probe learns as fast at any weight; a small one keeps the probe's gradient out of
 # the norm by which all gradients are clipped
-WEIGHT = 0.1
+WEIGHT = 0.01
 
 
 def scores_of_probe(model: UniterModel, pairs: Pairs) -> Tensor:
