@@ -50,7 +50,6 @@ from tagsds.errors import UserError, command
 from tagsds.estimate import estimate
 from tagsds.files import write_json
 from tagsds.formats.manifest import Manifest, read_manifest
-from tagsds.kernels import choice
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES, Objective
 from tagsds.objectives.retrieval.examples import as_markdown
@@ -305,16 +304,8 @@ def introduction(run: Parts, bank: Bank) -> str:
         f"{true_pairs * tokens_of_pair(bank):,.0f} tokens in them on average; {config.optimiser.steps:,} steps = {pairs:,} pairs = "
         f"{pairs / captions:.1f} epochs of {captions:,} captions"
         + (f"\nvalidation every {config.validate.every} steps: {run.validation.figure}" if run.validation else "")
-        + (f"\n{kernels_of(run)}" if hasattr(run.model.config, "num_attention_heads") else "")
+        + (f"\n{run.model.kernels(world.device)}" if hasattr(run.model, "kernels") else "")
     )
-
-
-def kernels_of(run: Parts) -> str:
-    """What runs the encoder's operations here."""
-    sizes = run.model.config
-    head = sizes.hidden_size // sizes.num_attention_heads
-    dtype = next(run.model.parameters()).dtype
-    return choice.report(run.world.device, dtype, head, sizes.attention_probs_dropout_prob > 0)
 
 
 def examples_of_dev(run: Parts) -> list[dict[str, Any]]:

@@ -54,6 +54,9 @@ class NegativesConfig:
         return math.ceil(self.cascade * self.count - 1e-9) if self.cascade else self.count
 
 
+IMAGES_AT_ONCE = 512  # of a call of the scorer
+
+
 @dataclass
 class Hard:
     """Hardest negatives of B true pairs: image or caption numbers int64 [B, K], and which of them exist, bool [B, K]."""
@@ -138,14 +141,20 @@ def keep_hardest(bank: Bank, captions: Tensor, images: Hard, others: Hard, keep:
 def both_directions(
     bank: Bank, captions: Tensor, images: Tensor, others: Tensor, score: Callable[[Pairs], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Scores of images held against each caption (int64 [B], [B, M]) and of captions held against its image ([B, N]), in one
-    call of `score`."""
+    """Scores of images held against each caption (int64 [B], [B, M]) and of captions held against its image ([B, N]).
+
+    Images come `IMAGES_AT_ONCE` to a call of `score`, so that memory does not grow with M: the features of one take 150 kB."""
     own = bank.image_of_caption[captions]
-    builder = PairBuilder(bank)
-    t2i = builder.pairs(builder.captions(captions)[:, None].expand_as(images), images)
-    i2t = builder.pairs(builder.captions(others), own[:, None].expand_as(others))
-    scores = score(builder.build())
-    return scores[t2i].view_as(images), scores[i2t].view_as(others)
+    of_images, of_captions = [], torch.empty(0)
+    for number, some in enumerate(images.split(max(1, IMAGES_AT_ONCE // max(1, len(captions))), dim=1)):
+        builder = PairBuilder(bank)
+        t2i = builder.pairs(builder.captions(captions)[:, None].expand_as(some), some)
+        i2t = builder.pairs(builder.captions(others), own[:, None].expand_as(others)) if number == 0 else None
+        scores = score(builder.build())
+        of_images.append(scores[t2i].view_as(some))
+        if i2t is not None:
+            of_captions = scores[i2t].view_as(others)
+    return torch.cat(of_images, dim=1), of_captions
 
 
 def mine_shared(bank: Bank, captions: Tensor, keep: int, scorer: Scorer) -> tuple[Hard, Hard]:

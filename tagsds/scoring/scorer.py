@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -96,13 +98,14 @@ class Scorer:
         if len(lengths) == 0:
             return []
         order = torch.argsort(lengths, stable=True)
-        ends = lengths[order].cumsum(0)
-        most, total, longest = self.tokens_of_chunk(lengths.device), int(ends[-1]), int(lengths.max())
-        count = -(-total // max(most - longest, longest))  # a chunk may end a pair late
-        if total <= most or count <= 1:
-            return [order]
-        cuts = torch.searchsorted(ends, torch.arange(1, count, device=ends.device) * total // count, right=True)
-        return [chunk for chunk in torch.tensor_split(order, cuts.tolist()) if len(chunk)]
+        ends = lengths[order].cumsum(0).tolist()
+        most, total = self.tokens_of_chunk(lengths.device), ends[-1]
+        most = min(most, total // -(-total // most) + int(lengths.max()))
+        cuts, taken = [0], 0
+        while cuts[-1] < len(ends):
+            cuts.append(max(bisect_right(ends, taken + most), cuts[-1] + 1))
+            taken = ends[cuts[-1] - 1]
+        return [order[start:stop] for start, stop in pairwise(cuts)]
 
     def matrix(
         self, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int | None = None

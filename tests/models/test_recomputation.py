@@ -53,7 +53,7 @@ def test_a_layer_then_keeps_what_enters_it_alone() -> None:
     state = round_rows(tokens) * width * 4  # fp32
     assert of_a_layer == state
     plain = (held_by_forward(False, 8) - held_by_forward(False, 4)) / 4
-    assert plain > 16 * state
+    assert plain > 12 * state
 
 
 def test_nothing_is_recomputed_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged, offsets_of, positions_of
+from tagsds.kernels import choice
 from tagsds.kernels.add_norm import AddNorm
 from tagsds.kernels.attention import Sequences, self_attention
 from tagsds.kernels.linear import Linear, QkvLinear
@@ -263,6 +264,13 @@ class UniterModel(PreTrainedModel):
     def score(self, cls_states: Tensor) -> Tensor:
         """Ranking logit of [CLS] states [P, H] -> float32 [P]; s(I, T) is its sigmoid."""
         return self.rank(self.pooler(cls_states)).squeeze(-1)
+
+    def kernels(self, device: torch.device) -> str:
+        """What runs its operations on a device, in one line."""
+        config, layer = self.config, self.layers[0]
+        assert isinstance(layer, Layer)
+        head = config.hidden_size // config.num_attention_heads
+        return choice.report(device, self.text_embedding.word.weight.dtype, head, layer.attention_dropout > 0)
 
     def add_probe(self, seed: int) -> None:
         """Give a model without one the probe of cascade mining, begun by `seed` alone: all ranks begin alike."""
