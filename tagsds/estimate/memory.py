@@ -21,7 +21,7 @@ FEWER_PAIRS = "a smaller batch.pairs with more batch.accumulation"
 HIGHER_STAGE = "a higher ZeRO stage, more ranks, or offloading"
 CHECKPOINTING = "batch.activation_checkpointing=true, or " + FEWER_PAIRS
 PROCESS = 0.4 * GIB  # Python, torch and DeepSpeed of a rank: the RSS of docs/results/startup.md less the bank's pages
-CHUNK = {"cuda": 131072, "cpu": 6144}  # tokens: Scorer.tokens_of_chunk
+CHUNK = {"cuda": 131072, "cpu": 16384}  # tokens: Scorer.tokens_of_chunk
 
 
 @dataclass(frozen=True)
@@ -106,56 +106,37 @@ def state_parts(parameters: Parameters, ds: dict[str, Any], machine: Machine, re
 
 @dataclass(frozen=True)
 class Encoder:
-    """What the activations depend on: sizes, bytes of a number (w), dropout of states and of attention weights, the device, and
-    whether the layers are recomputed."""
+    """What the activations depend on: sizes, bytes of a number (w), dropout of states, the device, and whether the layers are
+    recomputed."""
 
     sizes: Sizes
     w: int
     dropout: float
-    attention_dropout: float
     device: str
     checkpointing: bool
 
-    @property
-    def mask(self) -> int:
-        """m, bytes of a number of a mask of the states' dropout; 0 without."""
-        return (self.w if self.device == "cpu" else 1) if self.dropout else 0
+    def layer(self, tokens: float) -> float:
+        """What one layer keeps for backward, w H tokens (8 + 2 F / H): its input, queries, keys and values, attention's sum, the two
+        products that are normalised, the feed-forward's input, and F twice inside it.
 
-    def layer(self, tokens: float, padded: float, squares: float) -> float:
-        """What one layer keeps for backward, with `tokens` in the stream, `padded` with the padding of the attention, and the sum
-        of the squared (padded) lengths `squares`:
-
-            w H tokens (5 + 2 F / H)    input, attention's sum, three inputs of LayerNorm and feed-forward, twice F inside it
-            m H tokens 2                two dropout masks, of one byte a number on a GPU and w on a CPU
-            w H padded 4                queries, keys, values, and the fused kernel's result
-            or, with attention dropout on a CPU, which then computes in fp32 step by step:
-            4 H padded 3 + 12 A squares queries, keys, values; softmax, its dropout mask and result
-
-        Korthikanti et al. have s b h (34 + 5 a s / h) for w = 2, m = 1 and F = 4 H: without padding, the same sum but for the fused
-        kernel, which keeps no softmax and whose padded result is counted here (2 s b h).
+        Korthikanti et al. (arXiv 2205.05198) have s b h (34 + 5 a s / h) for w = 2 and F = 4 H. This is s b h 32: the kernels keep
+        no softmax, and draw the two dropout masks again. Where they are missing (no compiler, no Triton), plain torch keeps more.
         """
-        H, F, A, w, m = self.sizes.hidden, self.sizes.intermediate, self.sizes.heads, self.w, self.mask
-        out = w * H * tokens * (5 + 2 * F / H) + m * H * tokens * 2
-        if self.device == "cpu" and self.attention_dropout:
-            return out + 4 * H * padded * 3 + 12 * A * squares
-        return out + w * H * padded * 4
+        return self.w * self.sizes.hidden * tokens * (8 + 2 * self.sizes.intermediate / self.sizes.hidden)
 
     def trained(self, forward: Forward, corpus: Corpus) -> float:
-        """The forward with a gradient: l layers, the last one with q for the kept positions; or w H tokens a layer and one whole
-        layer, where they are recomputed; the first layer's gathered q, k, v besides; and the two tables: D of a region, and
-        w H (x, q, k, v and the inputs of one LayerNorm for pieces, three for regions), with a dropout mask."""
+        """The forward with a gradient: l layers, the last one with q for the kept positions, k and v for all; or w H tokens a layer
+        and one whole layer, where they are recomputed; and the two tables: D of a region, and w H (x, q, k, v and the inputs of one
+        LayerNorm for pieces, three for regions), with a dropout mask."""
         H, w, layers = self.sizes.hidden, self.w, self.sizes.layers
-        tokens, padded = forward.pairs * corpus.tokens, forward.pairs * corpus.longest
-        squares = forward.pairs * corpus.longest**2
+        tokens = forward.pairs * corpus.tokens
         pieces, regions = forward.texts * corpus.pieces, forward.images * corpus.regions_of_image
-        tables = w * H * (5 * pieces + 7 * regions) + self.mask * H * (pieces + regions)
-        tables += (w + 2) * corpus.feature_dim * regions
-        keep = min(forward.keep, tokens)
-        last = self.layer(keep, padded, squares * min(1.0, keep / max(tokens, 1))) + w * H * tokens * 2
+        mask = (w if self.device == "cpu" else 1) if self.dropout else 0
+        tables = w * H * (5 * pieces + 7 * regions) + mask * H * (pieces + regions) + (w + 2) * corpus.feature_dim * regions
+        last = self.layer(min(forward.keep, tokens)) + w * H * tokens * 3
         if self.checkpointing:
-            held = w * H * tokens * (layers + 3)
-            return tables + held + (self.layer(tokens, padded, squares) if layers > 1 else last)
-        return tables + (layers - 1) * self.layer(tokens, padded, squares) + last
+            return tables + w * H * tokens * (layers + 3) + (self.layer(tokens) if layers > 1 else last)
+        return tables + (layers - 1) * self.layer(tokens) + last
 
     def scored(self, forward: Forward, corpus: Corpus, chunk: float = 0) -> float:
         """A forward without a gradient, `chunk` tokens at a time (0: at once): w H (4 + 2 F / H) a token of a chunk for states, q,

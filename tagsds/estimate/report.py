@@ -87,7 +87,7 @@ def compute(config: RunConfig, manifest: Manifest, ds_file: Path | str, machine:
         sizes = Sizes(c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.vocab_size)
         work = (retrieval_work if kind.ranks else pretrain_work)(config, corpus)
         recomputed = config.batch.activation_checkpointing
-        encoder = Encoder(sizes, w, config.model.dropout, config.model.attention_dropout, machine.device, recomputed)
+        encoder = Encoder(sizes, w, config.model.dropout, machine.device, recomputed)
         memory += encoder_parts(work, corpus, encoder)
         flop, hidden = work.flop(corpus, sizes, recomputed), sizes.hidden
     else:

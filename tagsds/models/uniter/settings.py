@@ -25,7 +25,7 @@ class ModelConfig:
     dropout: float = 0.1
     """probability of dropout of hidden states"""
     attention_dropout: float = 0.1
-    """probability of dropout of attention weights; 0 lets a CPU use the fused attention in training"""
+    """probability of dropout of attention weights"""
     initializer_range: float = 0.02
     """standard deviation of fresh weights: BERT's 0.02 suits 768; a narrow model wants about 1 / sqrt(hidden_size)"""
 
