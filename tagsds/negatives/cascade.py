@@ -66,36 +66,40 @@ class Narrowed:
         return cases - missed, cases
 
     def lesson(self, keep: int, generator: torch.Generator) -> Lesson:
-        """The `keep` hardest, at most SAMPLE other kept ones by chance, and the sample of the dropped."""
+        """The `keep` hardest, at most SAMPLE other kept ones by chance, and at most SAMPLE of the sample of the dropped."""
         top, _ = hardest(self.scores, keep)
         is_top = torch.zeros_like(self.scores, dtype=torch.bool).scatter_(1, top, True)
         chance = torch.rand(self.scores.shape, generator=generator, device=self.scores.device)[:, : self.kept]
         some = chance.masked_fill(is_top[:, : self.kept], -1.0).topk(min(SAMPLE, self.kept - keep), dim=1).indices
-        sample = torch.arange(self.kept, self.index.shape[1], device=top.device).expand(len(top), -1)
+        last = min(self.kept + SAMPLE, self.index.shape[1])  # the sample is in random order
+        sample = torch.arange(self.kept, last, device=top.device).expand(len(top), -1)
         others = torch.cat([some, sample], dim=1)
-        weight = torch.full(others.shape, self.each, device=top.device)
+        weight = torch.full(others.shape, self.dropped / max(1, sample.shape[1]), device=top.device)
         weight[:, : some.shape[1]] = (self.kept - keep) / max(1, some.shape[1])
         return Lesson(self.index.gather(1, torch.cat([top, others], dim=1)), weight.masked_fill(is_top.gather(1, others), 0.0))
 
 
-def narrow(probed: Tensor, kept: int, generator: torch.Generator) -> Tensor:
+def narrow(probed: Tensor, kept: int, sample: int, generator: torch.Generator) -> Tensor:
     """Columns of candidates by the probe's scores (float [B, C]): the `kept` of highest score in the candidates' order, then at
-    most SAMPLE of the others by chance: int64 [B, M]."""
+    most `sample` of the others by chance: int64 [B, M]."""
     best = probed.topk(kept, dim=1).indices.sort(dim=1).values  # all kept: the very pairs of mining without a cascade
     chance = torch.rand(probed.shape, generator=generator, device=probed.device).scatter_(1, best, -1.0)
-    return torch.cat([best, chance.topk(min(SAMPLE, probed.shape[1] - kept), dim=1).indices], dim=1)
+    return torch.cat([best, chance.topk(min(sample, probed.shape[1] - kept), dim=1).indices], dim=1)
 
 
 def mine_cascaded(
     bank: Bank, captions: Tensor, config: NegativesConfig, scorer: Scorer, draw: Draw
 ) -> tuple[Narrowed, Narrowed]:
     """The candidates of `mine_random`, narrowed to `config.scored` a row and a sample, with scores: images of each caption (int64
-    [B]), and captions of its image."""
+    [B]), and captions of its image. In the first `config.cascade_after` steps the sample is everything that the probe drops: the
+    negatives are those of `mine_random`."""
     images, others = draw_random(bank, captions, config.count, draw)
     probed = both_directions(bank, captions, images, others, scorer.probe)
     generator = draw.generator(bank.device, "cascade")
+    sample = SAMPLE if draw.step >= config.cascade_after else config.count
     images, others = (
-        index.gather(1, narrow(scores, config.scored, generator)) for index, scores in zip((images, others), probed, strict=True)
+        index.gather(1, narrow(scores, config.scored, sample, generator))
+        for index, scores in zip((images, others), probed, strict=True)
     )
     of_images, of_captions = both_directions(bank, captions, images, others, scorer)
     dropped = config.count - config.scored

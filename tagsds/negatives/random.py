@@ -16,7 +16,7 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.losses.ranking import hardest
 from tagsds.scoring.scorer import Scorer
-from tagsds.settings import above_zero, one_of
+from tagsds.settings import above_zero, not_negative, one_of
 
 
 @dataclass
@@ -33,11 +33,14 @@ class NegativesConfig:
     """model or bf16: precision of scores that only choose negatives"""
     cascade: float = 0.0
     """0: off. Else the share of the `count` random negatives that the whole encoder scores: those that a small probe of the
-    embeddings, trained along, ranks highest. 0.34 makes mining about 2.5 times as fast"""
+    embeddings, trained along, ranks highest. 0.34 makes mining about twice as fast"""
+    cascade_after: int = 500
+    """steps in which the whole encoder still scores all of them, while the probe learns"""
 
     def check(self, group: str) -> None:
         one_of(self, group, dtype=("model", "bf16"))
         above_zero(self, group, "count", "keep")
+        not_negative(self, group, "cascade_after")
         if not 0 <= self.cascade <= 1:
             raise UserError(f"{group}.cascade={self.cascade} must be a share from 0 (off) to 1.")
         if self.cascade and self.scored < self.keep:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tagsds.models.load import load_model
 from tests import launch
 
-SETTINGS = [*launch.TINY, "negatives.cascade=0.5", "log.examples=0"]
+SETTINGS = [*launch.TINY, "negatives.cascade=0.5", "negatives.cascade_after=2", "log.examples=0"]
 
 
 def test_zero_3_equals_zero_1(world: Path, tmp_path: Path) -> None:

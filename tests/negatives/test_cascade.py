@@ -32,12 +32,11 @@ def seeded(seed: int) -> torch.Generator:
 # --- the choice ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_by_the_probe_and_a_sample_of_the_others(monkeypatch):
-    monkeypatch.setattr(cascade, "SAMPLE", 2)
+def test_the_best_by_the_probe_and_a_sample_of_the_others():
     probed = torch.tensor([[0.1, 0.9, 0.5, 0.7, 0.2], [5.0, 1.0, 2.0, 3.0, 4.0]])
     seen = [set(), set()]
     for seed in range(60):
-        columns = narrow(probed, 2, seeded(seed))
+        columns = narrow(probed, 2, 2, seeded(seed))
         assert columns.shape == (2, 4)
         assert columns[:, :2].tolist() == [[1, 3], [0, 4]]  # in the candidates' order
         for row, found in zip(columns[:, 2:].tolist(), seen):
@@ -48,11 +47,11 @@ def test_the_best_by_the_probe_and_a_sample_of_the_others(monkeypatch):
 
 
 def test_nothing_dropped():
-    assert narrow(torch.rand(3, 7), 7, seeded(1)).tolist() == [list(range(7))] * 3
+    assert narrow(torch.rand(3, 7), 7, 16, seeded(1)).tolist() == [list(range(7))] * 3
 
 
 def test_fewer_dropped_than_the_sample():
-    assert sorted(narrow(torch.rand(1, 7), 5, seeded(1))[0].tolist()) == list(range(7))
+    assert sorted(narrow(torch.rand(1, 7), 5, 16, seeded(1))[0].tolist()) == list(range(7))
 
 
 # --- one direction by hand -----------------------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ def test_share_kept_is_right_on_average():
     generator = seeded(0)
     full = torch.randn(400, 120, generator=generator)
     probed = full + 0.6 * torch.randn(full.shape, generator=generator)
-    columns = narrow(probed, 40, generator)
+    columns = narrow(probed, 40, 16, generator)
     hits, cases = Narrowed(columns, full.gather(1, columns), 40, 80).kept_of_top(10)
     kept = torch.zeros_like(full).scatter_(1, columns[:, :40], 1.0)
     truth = float(kept.gather(1, full.topk(10, dim=1).indices).mean())
@@ -112,8 +111,8 @@ def test_no_other_is_among_the_hardest():
 # --- the whole -----------------------------------------------------------------------------------------------------------
 
 
-def config_of(share: float, count: int = 9, keep: int = 4) -> NegativesConfig:
-    config = NegativesConfig(count=count, keep=keep, cascade=share)
+def config_of(share: float, count: int = 9, keep: int = 4, after: int = 0) -> NegativesConfig:
+    config = NegativesConfig(count=count, keep=keep, cascade=share, cascade_after=after)
     config.check("negatives")
     return config
 
@@ -124,6 +123,23 @@ def test_a_share_of_one_gives_the_very_negatives_of_plain_mining(corpus):
     for found, expected in zip(mine_cascaded(bank, CAPTIONS, config_of(1.0), Scorer(model), DRAW), plain):
         assert torch.equal(found.hard(4).index, expected.index) and torch.equal(found.hard(4).valid, expected.valid)
         assert [float(x) for x in found.kept_of_top(4)] == [12, 12]
+
+
+def test_the_first_steps_mine_as_without_a_cascade(corpus, monkeypatch):
+    """And the counter is then exact: which of the hardest the probe would have kept."""
+    monkeypatch.setattr(cascade, "SAMPLE", 1)
+    bank, model = corpus
+    plain = mine_random(bank, CAPTIONS, 9, 4, Scorer(model), DRAW)
+    found = mine_cascaded(bank, CAPTIONS, config_of(0.5, after=DRAW.step + 1), Scorer(model), DRAW)
+    for narrowed, expected in zip(found, plain):
+        assert narrowed.index.shape == (3, 9) and torch.equal(narrowed.hard(4).index, expected.index)
+        kept = [len({*top} & {*left}) for top, left in zip(expected.index.tolist(), narrowed.index[:, :5].tolist())]
+        assert [float(x) for x in narrowed.kept_of_top(4)] == [sum(kept), 12]
+        lesson = narrowed.lesson(4, seeded(0))
+        assert lesson.index.shape == (3, 4 + 1 + 1)  # no more than SAMPLE of each sort
+        assert set(lesson.weight[:, 1].tolist()) <= {0.0, 4.0}
+    narrowed = mine_cascaded(bank, CAPTIONS, config_of(0.5, after=DRAW.step), Scorer(model), DRAW)[0]
+    assert narrowed.index.shape == (3, 6)
 
 
 def test_the_hardest_of_what_the_probe_leaves(corpus, monkeypatch):
@@ -183,6 +199,7 @@ def test_the_draw_decides(corpus):
     [
         (["negatives.cascade=1.5"], "negatives.cascade=1.5 must be a share"),
         (["negatives.cascade=-0.1"], "negatives.cascade=-0.1 must be a share"),
+        (["negatives.cascade_after=-1"], "negatives.cascade_after=-1 must not be negative"),
         (["negatives.cascade=0.05"], "leaves 20 of negatives.count=399 negatives to be scored, fewer than negatives.keep=31"),
         (["negatives.cascade=0.34", "negatives.shared=true"], "set negatives.shared=false or negatives.cascade=0"),
         (["negatives.cascade=0.34", "offline.replace_random=true", "offline.candidates=x"], "set offline.replace_random=false"),

@@ -18,7 +18,7 @@ from tagsds.scoring.scorer import Scorer
 from tests.small_world import caption_ids, model_of, one_pair
 
 CAPTIONS, DRAW = torch.tensor([3, 41, 4, 17]), Draw(7, 5, 1)
-SMALL = ["negatives.count=24", "negatives.keep=3"]
+SMALL = ["negatives.count=24", "negatives.keep=3", "negatives.cascade_after=0"]
 
 
 @pytest.fixture(scope="module")
