@@ -116,7 +116,7 @@ class Encoder:
     checkpointing: bool
 
     def layer(self, tokens: float) -> float:
-        """What one layer keeps for backward, w H tokens (8 + 2 F / H): its input, queries, keys and values, attention's sum, the two
+        """What one layer keeps for backward, w H tokens (8 + 2 F / H): its input, queries, keys, values, attention's sum, the two
         products that are normalised, the feed-forward's input, and F twice inside it.
 
         Korthikanti et al. (arXiv 2205.05198) have s b h (34 + 5 a s / h) for w = 2 and F = 4 H. This is s b h 32: the kernels keep
