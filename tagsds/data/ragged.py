@@ -68,9 +68,11 @@ def offsets_of(lengths: Tensor) -> Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
-def positions_of(starts: Tensor, lengths: Tensor) -> Tensor:
-    """start_0, start_0 + 1, ... (length_0 of them), start_1, ...: int64 [sum(lengths)]."""
+def positions_of(starts: Tensor, lengths: Tensor, total: int | None = None) -> Tensor:
+    """start_0, start_0 + 1, ... (length_0 of them), start_1, ...: int64 [sum(lengths)]. `total` is that sum where it is known
+    already: else the device is asked for it, and waited for."""
     ends = lengths.cumsum(0)
-    total = int(ends[-1]) if lengths.numel() else 0
+    if total is None:
+        total = int(ends[-1]) if lengths.numel() else 0
     shift = torch.repeat_interleave(starts - (ends - lengths), lengths, output_size=total)
     return shift + torch.arange(total, device=lengths.device)

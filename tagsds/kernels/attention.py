@@ -31,7 +31,13 @@ class Sequences:
         self._cumulative: Tensor | None = None
 
     @staticmethod
+    def single(count: int, device: torch.device) -> Sequences:
+        """`count` sequences of one position each."""
+        return Sequences(torch.ones(count, dtype=torch.int64, device=device), 1, True)
+
+    @staticmethod
     def of(lengths: Tensor) -> Sequences:
+        """Asks the device for the longest and the shortest, which waits for it."""
         longest, shortest = (int(lengths.max()), int(lengths.min())) if lengths.numel() else (0, 0)
         return Sequences(lengths, longest, longest == shortest)
 

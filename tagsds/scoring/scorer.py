@@ -6,7 +6,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
 from tagsds.kernels.linear import weights_cast_once
 from tagsds.models.load import ensure_rank_head
-from tagsds.models.uniter import Layout, UniterModel
+from tagsds.models.uniter import Extent, Layout, UniterModel
 from tagsds.scoring.protocol import PairScorer
 
 
@@ -69,9 +69,9 @@ class Scorer:
             table = self.model.embed(pairs.texts, pairs.images)
             for number in tqdm(range(wanted), desc="score", unit="chunk", disable=not progress, leave=False):
                 mine = number < len(chunks)
-                index = chunks[number] if mine else chunks[0][:1]
+                index, extent = chunks[number] if mine else (chunks[0][0][:1], Extent(*[chunks[0][1].shortest] * 3))
                 chunk = pairs.subset(index)
-                score = self.model.score(self.model(chunk, Layout.of(chunk).cls(), table))
+                score = self.model.score(self.model(chunk, Layout.of(chunk).cls(), table, extent))
                 if mine:
                     scores[index] = score
         return scores
@@ -93,19 +93,23 @@ class Scorer:
         """Most tokens of a chunk. Read when scoring, since an engine may move the model."""
         return self.max_tokens or (131072 if device.type == "cuda" else 16384)
 
-    def chunks(self, lengths: Tensor) -> list[Tensor]:
-        """Pair numbers of each chunk, by length: neighbours are alike, for attention that pads; chunks of as many tokens each."""
+    def chunks(self, lengths: Tensor) -> list[tuple[Tensor, Extent]]:
+        """Pair numbers of each chunk and its extent, by length: neighbours are alike, for attention that pads; chunks of as many
+        tokens each. The device is waited for once, not in each chunk."""
         if len(lengths) == 0:
             return []
         order = torch.argsort(lengths, stable=True)
-        ends = lengths[order].cumsum(0).tolist()
+        ascending = lengths[order].tolist()
+        ends = list(accumulate(ascending))
         most, total = self.tokens_of_chunk(lengths.device), ends[-1]
-        most = min(most, total // -(-total // most) + int(lengths.max()))
-        cuts, taken = [0], 0
-        while cuts[-1] < len(ends):
-            cuts.append(max(bisect_right(ends, taken + most), cuts[-1] + 1))
-            taken = ends[cuts[-1] - 1]
-        return [order[start:stop] for start, stop in pairwise(cuts)]
+        most = min(most, total // -(-total // most) + ascending[-1])
+        chunks, start, taken = [], 0, 0
+        while start < len(ends):
+            stop = max(bisect_right(ends, taken + most), start + 1)
+            extent = Extent(ends[stop - 1] - taken, ascending[stop - 1], ascending[start])
+            chunks.append((order[start:stop], extent))
+            start, taken = stop, ends[stop - 1]
+        return chunks
 
     def matrix(
         self, bank: Bank, images: Tensor, captions: Tensor, progress: bool = True, block_images: int | None = None

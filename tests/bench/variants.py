@@ -140,7 +140,7 @@ class Variants:
         """2. Each pair embeds its own copy of its text and image."""
         forward = type(self.model).forward
 
-        def repeated(pairs: Pairs, keep: Tensor | None = None, table: Any = None) -> Tensor:
+        def repeated(pairs: Pairs, keep: Tensor | None = None, table: Any = None, extent: Any = None) -> Tensor:
             every = torch.arange(len(pairs), device=self.device)
             texts, images = pairs.texts.select(pairs.text_of_pair), select_images(pairs.images, pairs.image_of_pair)
             return forward(self.model, Pairs(texts, images, every, every), keep)
@@ -184,7 +184,7 @@ class Variants:
         """5. Last layer at every position."""
         forward = type(self.model).forward
 
-        def whole(pairs: Pairs, keep: Tensor | None = None, table: Any = None) -> Tensor:
+        def whole(pairs: Pairs, keep: Tensor | None = None, table: Any = None, extent: Any = None) -> Tensor:
             states = forward(self.model, pairs, None, table)
             return states if keep is None else states[keep]
 
@@ -196,9 +196,9 @@ class Variants:
         """6. The true pair forwarded for t2i, i2t and syn."""
         forward = type(self.model).forward
 
-        def thrice(pairs: Pairs, keep: Tensor | None = None, table: Any = None) -> Tensor:
+        def thrice(pairs: Pairs, keep: Tensor | None = None, table: Any = None, extent: Any = None) -> Tensor:
             if not torch.is_grad_enabled():
-                return forward(self.model, pairs, keep, table)
+                return forward(self.model, pairs, keep, table, extent)
             index = torch.cat([torch.arange(len(pairs)), torch.arange(len(self.captions)).repeat(2)]).to(self.device)
             more = pairs.subset(index)
             extra = Layout.of(more).cls()[len(pairs) :]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagsds.data.builder import PairBuilder
 from tagsds.data.shards import load_bank
@@ -47,7 +48,10 @@ def test_scores_equal_one_full_forward(corpus, pairs, direct, max_tokens):
 @pytest.mark.parametrize("lengths", [[5], [3] * 20, [1, 2, 3, 4, 5, 6, 7, 8], [30, 1, 1, 30, 2, 30, 12, 12, 12, 5]])
 def test_chunks_cover_all_pairs_once_and_respect_the_limit(corpus, lengths, max_tokens):
     chunks = Scorer(corpus[1], max_tokens).chunks(torch.tensor(lengths))
-    members = [chunk.tolist() for chunk in chunks]
+    members = [chunk.tolist() for chunk, _ in chunks]
+    for chunk, extent in chunks:
+        of_pairs = [lengths[i] for i in chunk.tolist()]
+        assert (extent.tokens, extent.longest, extent.shortest) == (sum(of_pairs), max(of_pairs), min(of_pairs))
     assert sorted(i for chunk in members for i in chunk) == list(range(len(lengths)))
     for chunk in members:
         assert chunk
@@ -59,6 +63,34 @@ def test_chunks_cover_all_pairs_once_and_respect_the_limit(corpus, lengths, max_
 def test_a_limit_above_everything_needs_few_chunks(corpus):
     assert len(Scorer(corpus[1], 10**6).chunks(torch.tensor([4, 9, 4, 17]))) == 1
     assert len(Scorer(corpus[1], 10).chunks(torch.tensor([5] * 6))) == 3
+
+
+class AskedNumbers(TorchDispatchMode):
+    """Counts operations that make the host wait for a GPU: a number is read, or the size of the result depends on the data."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "bincount", "masked_select", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.WAITS or (name == "repeat_interleave" and not (kwargs or {}).get("output_size")):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_chunk_waits_for_the_device(corpus, pairs):
+    """As many numbers are asked of it for one chunk as for many."""
+    asked = []
+    for max_tokens in (10**6, 64):
+        scorer = Scorer(corpus[1], max_tokens)
+        with AskedNumbers() as mode:
+            scorer(pairs)
+        asked.append((len(mode.found), len(scorer.chunks(pairs.lengths))))
+    assert asked[0][1] == 1 and asked[1][1] > 5
+    assert asked[0][0] == asked[1][0] > 0
 
 
 @pytest.mark.parametrize("training", [True, False])

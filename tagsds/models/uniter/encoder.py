@@ -152,6 +152,15 @@ class Table:
     image_start: int
 
 
+@dataclass(frozen=True)
+class Extent:
+    """Of a packed stream: its tokens, and tokens of the longest and the shortest pair, known on the host."""
+
+    tokens: int
+    longest: int
+    shortest: int
+
+
 class UniterModel(PreTrainedModel):
     """Encoder and all heads. `forward` gives states; heads are modules of their own, called by who needs them.
 
@@ -228,10 +237,14 @@ class UniterModel(PreTrainedModel):
         assert isinstance(first, Layer)
         return Table(x, first.qkv(x), text.shape[0])
 
-    def forward(self, pairs: Pairs, keep: Tensor | None = None, table: Table | None = None) -> Tensor:
+    def forward(
+        self, pairs: Pairs, keep: Tensor | None = None, table: Table | None = None, extent: Extent | None = None
+    ) -> Tensor:
         """States of the last layer, [K, H]: at the stream positions `keep` (int64 [K], ascending), or everywhere.
 
-        Positions come from `Layout.of(pairs)`. `table` is `embed(pairs.texts, pairs.images)` where it is known already.
+        Positions come from `Layout.of(pairs)`. `table` is `embed(pairs.texts, pairs.images)` where it is known already. With
+        `extent`, for which `keep` holds one position of each pair, the device is never asked for a number: a GPU is given work
+        without waiting for it.
         """
         if table is None:
             table = self.embed(pairs.texts, pairs.images)
@@ -240,13 +253,19 @@ class UniterModel(PreTrainedModel):
         image_starts = pairs.images.regions.offsets[pairs.image_of_pair] + table.image_start
         starts = torch.stack([text_starts, image_starts], dim=1).flatten()
         lengths = torch.stack([layout.text_lengths, layout.image_lengths], dim=1).flatten()
-        gather = positions_of(starts, lengths)
+        gather = positions_of(starts, lengths, extent.tokens if extent else None)
 
-        sequences = Sequences.of(layout.starts.diff())
+        if extent is None:
+            sequences = Sequences.of(layout.starts.diff())
+        else:
+            sequences = Sequences(layout.starts.diff(), extent.longest, extent.longest == extent.shortest)
         kept = sequences
         if keep is not None:
-            owner = torch.searchsorted(layout.starts, keep, right=True) - 1
-            kept = Sequences.of(torch.bincount(owner, minlength=len(pairs)))
+            if extent is None:
+                owner = torch.searchsorted(layout.starts, keep, right=True) - 1
+                kept = Sequences.of(torch.bincount(owner, minlength=len(pairs)))
+            else:
+                kept = Sequences.single(len(pairs), keep.device)
         x: Tensor = table.x.index_select(0, gather)
         qkv: Tensor | None = table.qkv.index_select(0, gather)
         for layer in self.layers[:-1]:
