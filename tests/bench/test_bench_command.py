@@ -50,6 +50,6 @@ def test_the_speed_of_packers(tmp_path):
 
 def test_the_speed_of_mining(tmp_path):
     threads = str(torch.get_num_threads())
-    mining.main(["--threads", threads, "--sizes", "30x150", "--width", "4", "--output", str(tmp_path / "mining.json")])
+    mining.main(["--threads", threads, "--size", "30x150", "--width", "4", "--output", str(tmp_path / "mining.json")])
     written = json.loads((tmp_path / "mining.json").read_text())
-    assert [row["size"] for row in written["rows"]] == ["30x150"] and written["rows"][0]["pairs_per_s"] > 0
+    assert written["rows"][0]["pairs_per_s"] > 0 and written["coco"]["hours"] > 0
