@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from tagsds.engine.build import keep_freed_memory
 from tagsds.scoring.scorer import clock
 from tests.bench import run
 from tests.bench.operations import Call, flop_of, recorded, sizes_of
@@ -174,6 +175,7 @@ def show(found: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = run.parse(argv)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as a run does
     found = {"about": run.about(args), **measure(args)}
     show(found)
     if args.output:

@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 
+from tagsds.engine.build import keep_freed_memory
 from tests.bench.operations import flop_of, sizes_of, table
 from tests.bench.rates import Rates
 from tests.bench.rows import Row, rows
@@ -185,6 +186,7 @@ def show(facts: dict[str, Any], found: list[dict[str, Any]], operations: list[st
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as a run does
     found, operations = measure(args)
     facts = about(args)
     show(facts, found, operations)

@@ -26,6 +26,7 @@ import torch
 from tagsds.config import load_config
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
+from tagsds.engine.build import keep_freed_memory
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.objectives import OBJECTIVES
 from tagsds.scoring.scorer import Scorer
@@ -111,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.device = "cpu"
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a run does
     rows: list[dict[str, Any]] = []
     print(f"{'':28} {'kernels':12} {'steps/s':>8} {'ms/step':>8} {'spread':>7}")
     for case in args.only or CASES:
