@@ -140,12 +140,12 @@ class Encoder:
 
     def scored(self, forward: Forward, corpus: Corpus, chunk: float = 0) -> float:
         """A forward without a gradient, `chunk` tokens at a time (0: at once): w H (4 + 2 F / H) a token of a chunk for states, q,
-        k, v and the inside of the feed-forward, or the attention's padded copies; tables of 4 w H a row, and their features."""
+        k, v and the inside of the feed-forward; tables of 4 w H a row, and their features."""
         H, F, w = self.sizes.hidden, self.sizes.intermediate, self.w
         tokens = forward.pairs * corpus.tokens
         rows = forward.texts * corpus.pieces + forward.images * corpus.regions_of_image
         tables = 4 * w * H * rows + (w + 2) * corpus.feature_dim * forward.images * corpus.regions_of_image
-        return tables + w * H * (4 + max(6.0, 2 * F / H)) * (min(tokens, chunk) if chunk else tokens)
+        return tables + w * H * (4 + 2 * F / H) * (min(tokens, chunk) if chunk else tokens)
 
 
 def encoder_parts(work: Work, corpus: Corpus, encoder: Encoder) -> list[Part]:

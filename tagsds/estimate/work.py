@@ -58,18 +58,15 @@ class Stream:
         """
         H, F, layers = sizes.hidden, sizes.intermediate, sizes.layers
         behind = 2 * H * H + 4 * H * F
+        idle = (self.tokens - self.keep) * 2 * H * H if layers > 1 else 0.0  # queries of the last layer that nothing keeps
         return (
             self.features(sizes, feature_dim)
             + self.rows * 6 * H * H
             + (layers - 1) * (self.tokens * (6 * H * H + behind) + 4 * H * self.squares)
-            - self.idle_queries(sizes)
+            - idle
             + self.keep * behind + 4 * H * self.seen
             + self.words * (2 * H * H + 2 * H * sizes.vocabulary)
         )  # fmt: skip
-
-    def idle_queries(self, sizes: Sizes) -> float:
-        """FLOP of the queries of the last layer that are not in `keep`. The first layer's belong to the tables' rows."""
-        return (self.tokens - self.keep) * 2 * sizes.hidden**2 if sizes.layers > 1 else 0.0
 
     def flop_with_gradient(self, sizes: Sizes, feature_dim: int) -> float:
         """Forward and backward: each product has two gradients, but those of the features have one, that of W_f."""
@@ -99,9 +96,8 @@ class Forward:
         return Stream(regions, rows, self.pairs * t, self.pairs * t * t, self.keep, self.keep * t, self.words)
 
     def flop(self, corpus: Corpus, sizes: Sizes) -> float:
-        """Of the forward alone (`Stream.flop`), with the queries of the last layer that the encoder computes for every token."""
-        stream = self.stream(corpus)
-        return stream.flop(sizes, corpus.feature_dim) + stream.idle_queries(sizes)
+        """Of the forward alone (`Stream.flop`)."""
+        return self.stream(corpus).flop(sizes, corpus.feature_dim)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tenso
         out = F.linear(x, weight, bias)
         return F.gelu(out) if gelu else out
     if not torch.is_grad_enabled():
-        out = _product(x.to(dtype), _cast(weight, dtype), _cast(bias, dtype))
+        out = product(x.to(dtype), _cast(weight, dtype), _cast(bias, dtype))
         return torch.ops.aten.gelu.out(out, out=out) if gelu else out  # in place: faster than oneDNN's epilogue
     out = _Linear.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
     assert isinstance(out, Tensor)
@@ -61,8 +61,8 @@ def _cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return _casts[key][1]
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b of one dtype, with rows to spare behind it."""
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b of one dtype by oneDNN, [N, O] with rows to spare behind it."""
     rows = x.shape[0]
     if rows == 0:
         return x.new_zeros(0, weight.shape[0])
@@ -73,12 +73,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        d_x = _product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        d_x = product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
         d_weight = torch.mm(grad.t(), x) if ctx.needs_input_grad[1] else None
         return d_x, d_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
 
@@ -98,7 +98,7 @@ class QkvLinear(Linear):
         if asking is None:
             return super().forward(x)
         width = x.shape[1]
-        if choice.is_forced_to_reference("linear"):
+        if choice.is_forced_to_reference("linear"):  # one product, whose bits the recorded curves have
             whole = super().forward(x)
             return whole[:, :width].index_select(0, asking), whole[:, width:]
         query = linear(x.index_select(0, asking), self.weight[:width], self.bias[:width])

@@ -41,7 +41,7 @@ def sides(tmp_path):
 def kernel(request):
     """Both ways to keep the highest scores."""
     if request.param == "compiled" and not choice.compiled():
-        pytest.skip("no C++ compiler")
+        pytest.skip(f"no C++ kernels here: {choice.why_not_compiled()}")
     with choice.forced({"select": "reference"} if request.param == "torch" else {}):
         yield
 

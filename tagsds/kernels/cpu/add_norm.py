@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from tagsds.kernels.cpu.build import library
+from tagsds.kernels.cpu.build import at, library
 from tagsds.kernels.dropout import threshold
 from tagsds.kernels.rows import new_rows
 
@@ -34,9 +34,9 @@ class AddNorm(torch.autograd.Function):
         statistics = torch.empty(2, len(x) if wants else 0)
         scale, shift = weight.float().contiguous(), bias.float().contiguous()
         rows = _rows(x, eps, p, seed)
-        mean, inverse = (_at(statistics[0]), _at(statistics[1])) if wants else (None, None)
+        mean, inverse = (at(statistics[0]), at(statistics[1])) if wants else (None, None)
         library().add_norm_forward(
-            ctypes.byref(rows), int(x.dtype == torch.bfloat16), _at(x), _at(residual), _at(scale), _at(shift), _at(out), mean,
+            ctypes.byref(rows), int(x.dtype == torch.bfloat16), at(x), at(residual), at(scale), at(shift), at(out), mean,
             inverse,
         )  # fmt: skip
         if wants:
@@ -56,15 +56,11 @@ class AddNorm(torch.autograd.Function):
         d_weight, d_bias = torch.empty(2, width)
         scale = weight.float().contiguous()
         library().add_norm_backward(
-            ctypes.byref(rows), int(x.dtype == torch.bfloat16), _at(x), _at(residual), _at(scale), _at(statistics[0]),
-            _at(statistics[1]), _at(d_out), _at(d_x) if p else None, _at(d_residual), _at(sums), _at(d_weight), _at(d_bias),
+            ctypes.byref(rows), int(x.dtype == torch.bfloat16), at(x), at(residual), at(scale), at(statistics[0]),
+            at(statistics[1]), at(d_out), at(d_x) if p else None, at(d_residual), at(sums), at(d_weight), at(d_bias),
         )  # fmt: skip
         return d_x, d_residual, d_weight.to(ctx.dtypes[0]), d_bias.to(ctx.dtypes[1]), None, None, None
 
 
 def _rows(x: Tensor, eps: float, p: float, seed: int) -> Rows:
     return Rows(len(x), x.shape[1], None, eps, p, 1 / (1 - p), seed, threshold(p))
-
-
-def _at(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from tagsds.kernels.cpu.build import library
+from tagsds.kernels.cpu.build import at, library
 from tagsds.kernels.dropout import threshold
 from tagsds.kernels.rows import new_rows
 
@@ -47,8 +47,8 @@ class SelfAttention(torch.autograd.Function):
         wants = any(ctx.needs_input_grad[:2])
         log_sums = torch.empty(len(query) * heads if wants else 0)
         library().attention_forward(
-            ctypes.byref(shape), int(packed.dtype == torch.bfloat16), *_parts(query, packed, width), _at(out),
-            _at(log_sums) if wants else None,
+            ctypes.byref(shape), int(packed.dtype == torch.bfloat16), *_parts(query, packed, width), at(out),
+            at(log_sums) if wants else None,
         )  # fmt: skip
         if wants:
             ctx.save_for_backward(query, packed, out, log_sums, q_starts, k_starts)
@@ -65,8 +65,8 @@ class SelfAttention(torch.autograd.Function):
         d_packed = new_rows(packed, *packed.shape)
         d_query = d_packed if ctx.together else new_rows(query, *query.shape)
         library().attention_backward(
-            ctypes.byref(shape), int(packed.dtype == torch.bfloat16), *_parts(query, packed, width), _at(out), _at(log_sums),
-            _at(d_out), *_parts(d_query, d_packed, width),
+            ctypes.byref(shape), int(packed.dtype == torch.bfloat16), *_parts(query, packed, width), at(out), at(log_sums),
+            at(d_out), *_parts(d_query, d_packed, width),
         )  # fmt: skip
         return d_packed, None if ctx.together else d_query, None, None, None, None, None
 
@@ -86,7 +86,3 @@ def _parts(query: Tensor, packed: Tensor, width: int) -> list[ctypes.c_void_p]:
     step, behind = width * packed.element_size(), int(packed.shape[1] == 3 * width)
     begin = packed.data_ptr()
     return [ctypes.c_void_p(at) for at in (query.data_ptr(), begin + behind * step, begin + (behind + 1) * step)]
-
-
-def _at(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())

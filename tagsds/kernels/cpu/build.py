@@ -16,6 +16,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from torch import Tensor
+
 SOURCES = Path(__file__).parent
 FLAGS = (
     "-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno",
@@ -41,6 +43,11 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))  # PyTorch has loaded its OpenMP: the library finds that one, with its number of threads
     except OSError as error:
         raise NotBuiltError(str(error)) from error
+
+
+def at(x: Tensor) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin, as the kernels take it."""
+    return ctypes.c_void_p(x.data_ptr())
 
 
 def cache_folder() -> Path:

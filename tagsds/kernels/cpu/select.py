@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from tagsds.kernels.cpu.build import library
+from tagsds.kernels.cpu.build import at, library
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -27,8 +27,8 @@ def offer(kept: Kept, k: int, block: Tensor, first: int, owners: tuple[Tensor, T
     assert (len(mine), len(theirs)) == (rows, columns) and len(kept[0]) == (columns if by_column else rows)
     tops = _tops(kept, k)
     library().select_offer(
-        ctypes.byref(tops), _at(block), ctypes.c_int64(rows), ctypes.c_int64(columns), ctypes.c_int32(first), _at(mine),
-        _at(theirs), int(by_column),
+        ctypes.byref(tops), at(block), ctypes.c_int64(rows), ctypes.c_int64(columns), ctypes.c_int32(first), at(mine),
+        at(theirs), int(by_column),
     )  # fmt: skip
 
 
@@ -41,7 +41,3 @@ def _tops(kept: Kept, k: int) -> Tops:
     room = kept[0].shape[1]
     assert all(field.is_contiguous() for field in kept) and room >= k + 16
     return Tops(*(field.data_ptr() for field in kept), k, room)
-
-
-def _at(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
