@@ -174,17 +174,17 @@ class Writing:
         sentences = [sentence_of(writer.tokenizer, bank, number, spans[number]) for number in numbers]
         captions = torch.tensor(list(numbers), device=bank.device)
         sheets = writer.write(bank, captions, sentences, self.options.number, Draw(self.options.seed, shard, start))
+        margins: Sequence[Sequence[float | None]] = [[None] * len(sheet) for sheet in sheets]
+        if not self.options.no_blind:
+            margins = blind_margins(writer, [[sheet.caption, *(negative.text for negative in sheet)] for sheet in sheets])
         entries = []
-        for number, sheet in zip(numbers, sheets, strict=True):
+        for number, sheet, blind in zip(numbers, sheets, margins, strict=True):
             image = bank.keys[int(bank.image_of_caption[number])]
             about = {
                 "image": image, "caption_id": bank.caption_ids[number], "caption": sheet.caption,
                 "caption_score": round(sheet.score, 6),
             }  # fmt: skip
-            margins: Sequence[float | None] = [None] * len(sheet)
-            if not self.options.no_blind:
-                margins = blind_margins(writer, sheet.caption, [negative.text for negative in sheet])
-            entries += [about | n.as_json() | {"blind": margin} for n, margin in zip(sheet, margins, strict=True)]
+            entries += [about | n.as_json() | {"blind": margin} for n, margin in zip(sheet, blind, strict=True)]
         return {"entries": entries, "counts": count_block(sheets, self.options.number)}
 
 
@@ -203,14 +203,13 @@ def sentence_of(tokenizer: Any, bank: Bank, number: int, spans: list[dict[str, A
     return Sentence.of(spelling, torch.tensor(rows, dtype=torch.int64).view(-1, 2), [span.kind for span in found])
 
 
-def blind_margins(writer: SentenceWriter, caption: str, negatives: Sequence[str]) -> list[float]:
-    """Log-likelihood of the caption minus that of each negative, in nats to four places, by the words alone. Above zero: the blind
-    scorer prefers the caption."""
-    if not negatives:
-        return []
-    rows = [torch.tensor(row) for row in writer.tokenizer([caption, *negatives])["input_ids"]]
-    found = pseudo_likelihood(writer.model, Ragged.from_rows(rows).to(writer.model.device), writer.vocab).tolist()
-    return [round(found[0] - one, 4) for one in found[1:]]
+def blind_margins(writer: SentenceWriter, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """For lists of a caption and its negatives: log-likelihood of the caption minus that of each negative, in nats to four places, by
+    the words alone. Above zero: the blind scorer prefers the caption."""
+    rows = [torch.tensor(row) for row in writer.tokenizer([text for some in texts for text in some])["input_ids"]]
+    found = pseudo_likelihood(writer.model, Ragged.from_rows(rows).to(writer.model.device), writer.vocab)
+    parts = [part.tolist() for part in found.split([len(some) for some in texts])]
+    return [[round(part[0] - one, 4) for one in part[1:]] for part in parts]
 
 
 def synthetic_of(options: argparse.Namespace) -> SyntheticConfig:

@@ -49,7 +49,8 @@ def regions_of(bank, row: int) -> tagsds.Regions:
 def test_importing_is_cheap_and_loads_no_deepspeed():
     code = (
         "import sys, tagsds; assert 'torch' not in sys.modules, 'torch'; assert 'load' in dir(tagsds); "
-        "tagsds.load; bad = [m for m in sys.modules if m.startswith('deepspeed')]; assert not bad, bad; assert 'torch' in sys.modules"
+        "tagsds.load; bad = [m for m in sys.modules if m.startswith('deepspeed')]; assert not bad, bad; "
+        "assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
@@ -170,16 +171,17 @@ def test_negatives_are_new_sentences_with_their_scores(retriever, bank):
 def test_rules_drop_what_they_say(retriever, bank):
     key, caption = bank.keys[1], bank.texts[int(bank.captions_of_image[1][0])]
     free = retriever.write_negatives(key, caption, 400)
-    middle = free[len(free) // 2].score
+    steps = sorted({round(n.score, 4) for n in free})
+    middle = (steps[len(steps) // 2] + steps[len(steps) // 2 + 1]) / 2  # between two: scores differ by rounding from call to call
     rules = tagsds.Rules(max_score=middle, most_words=1)
     held = retriever.write_negatives(key, caption, 400, rules=rules)
-    expected = [n for n in free if n.score <= middle and len(n.changes) == 1]
-    assert list(held) == expected and expected and held.dropped["score"] and held.dropped["words"]
-    known = " ".join(retriever.captions(key)).lower().split()
+    expected = {n.text for n in free if n.score <= middle and len(n.changes) == 1}
+    assert {n.text for n in held} == expected and expected and held.dropped["score"] and held.dropped["words"]
+    known = " ".join(retriever.captions(key)).lower().replace(",", " ").split()
     without = retriever.write_negatives(key, caption, 400, rules=tagsds.Rules(without=("true_of_image",)))
     assert not without.dropped["true_of_image"] and len(without) > len(free)
     back = {n.text for n in without} - {n.text for n in free}
-    assert back and all(word in known for text in back for word in text.lower().split())
+    assert back and all(word in known for text in back for word in text.lower().replace(",", " ").split())
 
 
 def test_regions_without_a_corpus(run, retriever, bank):

@@ -39,8 +39,8 @@ COLUMNS = {
 }  # fmt: skip
 INTRO = (
     "Captions that are right and captions with a replaced word, as in FOIL-COCO: is the caption wrong, which word is it (of wrong "
-    "captions), what should it be (of wrong words). Thresholds are set so that at most 5 % of right captions, and of right words, are "
-    "called wrong. The words alone: the most surprising word of the encoder's masked-word head without any region."
+    "captions), what should it be (of wrong words). Thresholds are set so that at most 5 % of right captions, and of right words, "
+    "are called wrong. The words alone: the most surprising word of the encoder's masked-word head without any region."
 )
 
 
@@ -94,7 +94,7 @@ class Proofread(Evaluator):
 
     def check(self, plan: Plan) -> None:
         if plan.model.scored_by != "pairs":
-            raise UserError(f"evaluator '{NAME}' needs the pair encoder's heads and the checkpoint is {plan.model.kind}; give an encoder's.")
+            raise UserError(f"evaluator '{NAME}' needs the pair encoder's heads and this is {plan.model.kind}; give an encoder.")
         for file in list_files(self.settings.files, "--proofread"):
             plan.manifest.check_edits(file)
 
@@ -102,9 +102,10 @@ class Proofread(Evaluator):
         check_proofreads(subject.model, "the checkpoint")
         files = list_files(self.settings.files, "--proofread")
         self.sets = read_checked(files, subject.bank.keys, self.settings.skip_missing)
+        positions = positions_of_model(subject.model.config)
         for captions in (found.captions for found in self.sets):
             texts = [caption.text for caption in captions]
-            table = sentence_table(subject.tokenizer, texts, positions_of_model(subject.model.config), " of --proofread", "remove it")
+            table = sentence_table(subject.tokenizer, texts, positions, " of --proofread", "remove it")
             if int(table.lengths.min()) < 3:
                 raise UserError("a caption of --proofread is empty; remove it.")
 
@@ -216,7 +217,7 @@ def judged(marks: Sequence[Marks]) -> dict[str, float | None]:
 
 
 def by_chance(marks: Sequence[Marks]) -> dict[str, float | None]:
-    """What is expected of a random order of captions and words at the same false alarms; it says nothing of what a word should be."""
+    """What is expected of a random order of captions and of words at the same false alarms; it knows no word to put there."""
     foils = [m for m in marks if any(m.wrong)]
     right, alarm = len(marks) - len(foils), 100 * FALSE_ALARMS
     return {
@@ -228,7 +229,7 @@ def by_chance(marks: Sequence[Marks]) -> dict[str, float | None]:
 
 
 def threshold(of_right: Sequence[float]) -> float:
-    """The lowest value above which at most FALSE_ALARMS of what is right lies; what is higher is called wrong. Infinite for none."""
+    """The lowest value above which at most FALSE_ALARMS of what is right lies; higher is called wrong. Infinite of none."""
     if not of_right:
         return math.inf
     allowed = int(FALSE_ALARMS * len(of_right) + 1e-9)
