@@ -204,8 +204,8 @@ def sentence_of(tokenizer: Any, bank: Bank, number: int, spans: list[dict[str, A
 
 
 def blind_margins(writer: SentenceWriter, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-    """For lists of a caption and its negatives: log-likelihood of the caption minus that of each negative, in nats to four places, by
-    the words alone. Above zero: the blind scorer prefers the caption."""
+    """For lists of a caption and its negatives: log-likelihood of the caption minus that of each negative, in nats to four places,
+    by the words alone. Above zero: the blind scorer prefers the caption."""
     rows = [torch.tensor(row) for row in writer.tokenizer([text for some in texts for text in some])["input_ids"]]
     found = pseudo_likelihood(writer.model, Ragged.from_rows(rows).to(writer.model.device), writer.vocab)
     parts = [part.tolist() for part in found.split([len(some) for some in texts])]
