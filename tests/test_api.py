@@ -210,7 +210,12 @@ def test_matchers_score_and_search(kind, world, bank, tmp_path):
         table = Ragged.from_rows([torch.tensor(row) for row in texts])
         expected = model.similarity(bank.image_table(torch.arange(bank.num_images)), table)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    assert retriever.search(SENTENCE, 1)[0].number == int(found[:, 0].argmax())
+    for _ in range(2):  # from encodings that are kept
+        hits = retriever.search(SENTENCE, 12)
+        assert [hit.score for hit in hits] == pytest.approx(found[:, 0].sort(descending=True).values.tolist(), abs=1e-5)
+    captions = retriever.search(bank.keys[3], 2, among=[5, 8, 40])
+    expected = retriever.score(bank.keys[3], [bank.texts[n] for n in (5, 8, 40)])[0].sort(descending=True).values[:2]
+    assert [hit.score for hit in captions] == pytest.approx(expected.tolist(), abs=1e-5)
     for call in (retriever.proofread, retriever.write_negatives):
         with pytest.raises(tagsds.UserError, match="is a matcher, and only the pair encoder"):
             call(bank.keys[0], SENTENCE)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tagsds.api.encodings import Encodings
 from tagsds.api.items import Gallery, Hit, ImageLike
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Images, Pairs
@@ -69,6 +70,7 @@ class Retriever:
     model       a Hugging Face model in evaluation mode
     tokenizer   of the corpus, else of the checkpoint
     gallery     finds images
+    encodings   of the corpus, which a matcher makes in its first search and keeps; None of the encoder
     """
 
     def __init__(self, folder: Path, model: Any, tokenizer: Any, gallery: Gallery) -> None:
@@ -76,6 +78,8 @@ class Retriever:
         self.device = gallery.device
         self.scorer = scorer_of(model)
         self.scorer.ready()
+        kept = self.scorer.encodes_apart and gallery.bank is not None
+        self.encodings = Encodings(self.scorer, gallery.bank) if kept else None  # type: ignore[arg-type]
 
     @property
     def keys(self) -> Sequence[str]:
@@ -105,7 +109,7 @@ class Retriever:
         self, query: ImageLike, k: int = 10, *, by: Literal["sentence", "image"] | None = None, among: Sequence[int] | None = None
     ) -> list[Hit]:
         """The k best images of the corpus for a sentence, or the k best captions for an image; the best first, of equal ones the
-        earlier. Exact: everything is scored, which an encoder takes its time for.
+        earlier. Exact: everything is scored. A matcher encodes the corpus once; the encoder reads every pair, each time.
 
         by      what a string is: None takes the key of an image for that image, any other string for a sentence
         among   numbers of images (or of captions) as in `Hit.number`: only these are scored, such as a matcher's shortlist
@@ -120,23 +124,30 @@ class Retriever:
             kind = "captions" if by_image else "images"
             bad = next(number for number in numbers.tolist() if not 0 <= number < total)
             raise UserError(f"among names number {bad} where {self.gallery.name} has {total} {kind}; give numbers of hits.")
-        parts = [torch.empty(0)]
-        if by_image:
-            image = self.gallery.table([query])
-            for some in numbers.split(BLOCK):
-                self._check_length(bank.tokens.lengths[some.to(self.device)])
-                parts.append(self._compare(bank.text_table(some.to(self.device)), image).flatten().cpu())
-        else:
-            assert isinstance(query, str)
-            text = self._texts([query])
-            parts += [self._compare(text, bank.image_table(some.to(self.device))).flatten().cpu() for some in numbers.split(BLOCK)]
-        raw = torch.cat(parts)
+        raw = self._scores_of(query, by_image, numbers)
         order = torch.sort(raw, descending=True, stable=True).indices[:k]
         hits = zip(numbers[order].tolist(), self._shown(raw[order]).tolist(), strict=True)
         if by_image:
             owners = bank.image_of_caption
             return [Hit(bank.keys[int(owners[number])], score, number, bank.texts[number]) for number, score in hits]
         return [Hit(bank.keys[number], score, number) for number, score in hits]
+
+    def _scores_of(self, query: ImageLike, by_image: bool, numbers: Tensor) -> Tensor:
+        """Raw scores of the numbered images with a sentence, or captions with an image: float32 [len(numbers)] on the CPU."""
+        bank, parts = self._corpus(), [torch.empty(0)]
+        blocks = [some.to(self.device) for some in numbers.split(BLOCK)]
+        if by_image:
+            image = self.gallery.table([query])
+            self._check_length(bank.tokens.lengths[numbers.to(self.device)])
+            if self.encodings is not None:
+                return self.encodings.of_image(image).cpu()[numbers]
+            parts += [self._compare(bank.text_table(some), image).flatten().cpu() for some in blocks]
+        else:
+            text = self._texts([query])
+            if self.encodings is not None:
+                return self.encodings.of_sentence(text).cpu()[numbers]
+            parts += [self._compare(text, bank.image_table(some)).flatten().cpu() for some in blocks]
+        return torch.cat(parts)
 
     def proofread(self, image: ImageLike, sentence: str) -> list[Word]:
         """The words of a sentence, in order: how probably each was replaced given the image, and what it should be.
@@ -200,7 +211,7 @@ class Retriever:
         """As `score` gives them."""
         return (torch.sigmoid(raw) if self.model.averages_sigmoids else raw).cpu()
 
-    def _texts(self, sentences: Sequence[str]) -> Ragged:
+    def _texts(self, sentences: Sequence[Any]) -> Ragged:
         """Word pieces on the device, once they can be read."""
         for sentence in sentences:
             if not isinstance(sentence, str):

@@ -203,7 +203,7 @@ def test_what_a_user_is_told(world, tmp_path, capsys):
 
     edits = sorted((world / "edits" / "dev").glob("*.json"))[0]
     save_run(tmp_path / "plain", world, ["itm", "rank"])
-    both = ["--pairs", edits, "--proofread"]
+    both = ["--proofread"]
     assert "no trained discrimination head" in fails(tmp_path / "plain", *both, edits)
     assert "--proofread " in fails(tmp_path / "plain", *both, tmp_path / "none.json")
     tokenizer = load_tokenizer(world / "tokenizer")
