@@ -1,7 +1,7 @@
 """Hard negative captions for a split of a corpus, written by a trained encoder with the image in view (TAGS, arXiv 2111.03349).
 
     tagsds-write --checkpoint RUN --data SHARDS --split train [--number 4] [--layout jsonl | sugarcrepe]
-    tagsds-write ... --max-score 0.9 --above-true 0 --most-words 2 --kinds object attribute
+    tagsds-write ... --max-score 0.9 --above-true 0 --most-words 2 --kinds object attribute --rebalance
     torchrun --nproc-per-node 8 -m tagsds.write --checkpoint ...
 
 The captions are dealt out in blocks; each block is a file, so that a killed run goes on where it was, and the result does not
@@ -47,6 +47,7 @@ from tagsds.errors import UserError
 from tagsds.files import check_exist, read_json_object, sha256_of, write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_encoder_config
+from tagsds.negatives.balance import balanced
 from tagsds.negatives.sentences import KINDS, OPTIONAL, Rules, Sentence, SentenceWriter, check_writes
 from tagsds.negatives.writer import SyntheticConfig
 from tagsds.negatives.written_files import count_block, join_parts, summary
@@ -55,6 +56,7 @@ from tagsds.scoring.blind import pseudo_likelihood
 from tagsds.scoring.scorer import Scorer
 
 BLOCK = 16  # captions that are written for together
+POOL = 4  # times as many negatives are looked at as --rebalance takes
 
 
 class Writing:
@@ -84,6 +86,7 @@ class Writing:
             "number": options.number,
             "seed": options.seed,
             "blind": not options.no_blind,
+            "rebalance": options.rebalance,
             "synthetic": vars(synthetic_of(options)),
             "rules": {key: list(value) if isinstance(value, tuple) else value for key, value in vars(rules_of(options)).items()},
         }
@@ -173,10 +176,16 @@ class Writing:
         numbers = range(start, min(start + BLOCK, bank.num_captions))
         sentences = [sentence_of(writer.tokenizer, bank, number, spans[number]) for number in numbers]
         captions = torch.tensor(list(numbers), device=bank.device)
-        sheets = writer.write(bank, captions, sentences, self.options.number, Draw(self.options.seed, shard, start))
+        most = self.options.number * (POOL if self.options.rebalance else 1)
+        sheets = writer.write(bank, captions, sentences, most, Draw(self.options.seed, shard, start))
         margins: Sequence[Sequence[float | None]] = [[None] * len(sheet) for sheet in sheets]
         if not self.options.no_blind:
             margins = blind_margins(writer, [[sheet.caption, *(negative.text for negative in sheet)] for sheet in sheets])
+        if self.options.rebalance:
+            chosen = balanced(margins, self.options.number)
+            margins = [[row[at] for at in places] for row, places in zip(margins, chosen, strict=True)]
+            for sheet, places in zip(sheets, chosen, strict=True):
+                sheet.keep(places)
         entries = []
         for number, sheet, blind in zip(numbers, sheets, margins, strict=True):
             image = bank.keys[int(bank.image_of_caption[number])]
@@ -245,11 +254,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--max-score", type=float, default=kept.max_score, metavar="S", help="highest s(I, T~), 0..1")
     parser.add_argument("--above-true", type=float, metavar="S", help="most by which s(I, T~) may exceed the true caption's")
     parser.add_argument("--no-blind", action="store_true", help="leave the blind scorer out, which takes a forward a word")
+    parser.add_argument("--rebalance", action="store_true",
+                        help="choose negatives of which the blind scorer tells half from their captions")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     for name in ("number", "maskings", "refills", "most_words"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give a whole number of at least 1.")
+    if options.rebalance and options.no_blind:
+        raise UserError("--rebalance needs the blind scorer, which --no-blind leaves out; omit one of them.")
     if not 0 < options.tau < float("inf"):
         raise UserError(f"--tau is {options.tau}; give a temperature above zero.")
     if not 0 <= options.mask_probability < 1:

@@ -67,6 +67,9 @@ def test_scores_are_sigmoids_of_the_ranking_logit(run, retriever, bank):
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(retriever.score(bank.keys[3], SENTENCE), found[:1, :1])
     assert retriever.score([], SENTENCE).shape == (0, 1)
+    several = retriever.score((bank.keys[3], regions_of(bank, 5)), texts)
+    torch.testing.assert_close(several, found)
+    torch.testing.assert_close(retriever.score(tuple(regions_of(bank, 5)), texts), found[1:])
 
 
 def test_search_orders_the_whole_split(retriever, bank):

@@ -18,6 +18,7 @@ from tagsds.data.ragged import Ragged
 from tagsds.data.shards import load_bank, read_samples
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.evaluators.pairs_file import read_pairs
+from tagsds.negatives.balance import balanced
 from tagsds.scoring.blind import pseudo_likelihood
 from tests.launch import ROOT, free_port
 from tests.trained import save_run
@@ -157,6 +158,21 @@ def test_thresholds_and_kinds(run, world, tmp_path):
     assert all(dropped[name] for name in ("annotated", "kind", "words", "score"))
 
 
+def test_a_balance_by_hand():
+    # the hardest first; then the side that is behind, the other where a row has none of it
+    assert balanced([[3.0, 2.0, -1.0], [1.0, 4.0], [5.0, -2.0, -3.0]], 2) == [[0, 2], [0, 1], [1, 2]]
+    assert balanced([[], [0.0], [-1.0, -2.0, 7.0]], 2) == [[], [0], [0, 2]]
+
+
+def test_rebalanced_negatives_cannot_be_guessed(run, world, tmp_path):
+    write(run[0], world, tmp_path / "out", "--rebalance")
+    found = lines(tmp_path / "out")
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())["figures"]
+    share = 100 * sum(entry["blind"] > 0 for entry in found) / len(found)
+    assert abs(share - 50) < 4 and figures["blind_prefers_the_caption"] == pytest.approx(share, abs=0.5)
+    assert figures["written"] == figures["kept"] + figures["spare"] + sum(figures["dropped"].values())
+
+
 def fails(capsys, *arguments: object) -> str:
     with pytest.raises(SystemExit) as ended:
         program.main([str(argument) for argument in arguments])
@@ -172,6 +188,7 @@ def test_what_a_user_is_told(written, run, world, tmp_path, capsys):
         capsys, *base, "--output", written, *SMALL, "--number", 5
     )
     assert "--number is 0" in fails(capsys, *base, "--number", 0)
+    assert "--rebalance needs the blind scorer" in fails(capsys, *base, "--rebalance", "--no-blind")
     assert "--tau is nan" in fails(capsys, *base, "--tau", "nan")
     assert "are no range within 0..1" in fails(capsys, *base, "--min-score", 0.9, "--max-score", 0.1)
     assert "did you mean 'dev'?" in fails(capsys, *base, "--split", "dve")

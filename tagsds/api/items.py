@@ -32,6 +32,12 @@ class Regions(NamedTuple):
 ImageLike = str | Regions | tuple[Any, Any]
 
 
+def as_list(images: ImageLike | Sequence[ImageLike]) -> list[Any]:
+    """One image or several as a list. A tuple is one image (features, boxes) unless it holds keys or images."""
+    several = isinstance(images, tuple) and not isinstance(images, Regions) and all(isinstance(one, (str, tuple)) for one in images)
+    return [images] if isinstance(images, (str, tuple)) and not several else list(images)
+
+
 @dataclass(frozen=True)
 class Hit:
     """One result of a search.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tagsds.api.encodings import Encodings
-from tagsds.api.items import Gallery, Hit, ImageLike
+from tagsds.api.items import Gallery, Hit, ImageLike, as_list
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged
@@ -97,7 +97,7 @@ class Retriever:
         Of the encoder s(I, T) in 0..1, the sigmoid of the ranking logit; of a matcher the similarity. A single image or sentence
         counts as one.
         """
-        pictures: Sequence[Any] = [images] if isinstance(images, (str, tuple)) else images
+        pictures = as_list(images)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         if not len(pictures) or not texts:
             return torch.empty(len(pictures), len(texts))

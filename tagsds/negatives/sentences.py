@@ -97,6 +97,11 @@ class Negatives(list[Negative]):
         self.written = self.spare = 0
         self.dropped: dict[str, list[str]] = {name: [] for name in FILTERS}
 
+    def keep(self, places: Sequence[int]) -> None:
+        """Only those at these places; the others count as spare."""
+        self.spare += len(self) - len(places)
+        self[:] = [self[at] for at in places]
+
 
 @dataclass(frozen=True)
 class Sentence:
