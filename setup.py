@@ -10,7 +10,7 @@ setup(
     description="Image-text retrieval with an encoder that writes its own hard negatives, on DeepSpeed",
     python_requires=">=3.11",
     packages=find_packages(include=["tagsds", "tagsds.*", "preprocess", "preprocess.*"]),
-    package_data={"tagsds": ["recipes/*.yaml", "templates/*", "kernels/cpu/*.cpp", "kernels/cpu/*.h"]},
+    package_data={"tagsds": ["py.typed", "recipes/*.yaml", "templates/*", "kernels/cpu/*.cpp", "kernels/cpu/*.h"]},
     install_requires=[
         "torch==2.13.0",
         "deepspeed==0.19.8",
@@ -53,6 +53,7 @@ setup(
             "tagsds-convert=tagsds.models.convert:main",
             "tagsds-extract=preprocess.extract:main",
             "tagsds-mine=tagsds.mine:main",
+            "tagsds-write=tagsds.write:main",
             "tagsds-evaluate=tagsds.evaluate:main",
             "tagsds-report=tagsds.report:main",
             "tagsds-train=tagsds.train:main",

@@ -11,25 +11,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tagsds.data.spans import SPAN_KINDS, Span
+
+__all__ = ["SPAN_KINDS", "Caption", "ImageRecord", "PackOptions", "PreparedSource", "Slice", "Source", "Span", "numpy_seed"]
+
 CAPTION_LIMITS = {"train": 60}  # word pieces with [CLS] and [SEP]; evaluation keeps every caption whole (UNITER, TAGS)
-SPAN_KINDS = ("object", "attribute", "relation")
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch of a caption that says one thing: `chars` are half-open character ranges, in order. Where the caption came
-    as word-piece ids, `pieces` are positions in them, ascending, and `chars` is empty."""
-
-    kind: str
-    chars: tuple[tuple[int, int], ...] = ()
-    pieces: tuple[int, ...] = ()
-
-    def as_json(self) -> dict:
-        """The form of captions.json."""
-        if self.pieces:
-            return {"kind": self.kind, "pieces": list(self.pieces)}
-        return {"kind": self.kind, "chars": [list(pair) for pair in self.chars]}
 
 
 @dataclass(frozen=True)

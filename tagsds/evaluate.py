@@ -83,8 +83,9 @@ def check_options(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}; give a whole number of at least {least}.")
     if not options.score_table_gib >= 0:
         raise UserError(f"--score-table-gib is {options.score_table_gib}; give GiB, 0 or more.")
-    if options.no_retrieval and not options.pairs:
-        raise UserError("--no-retrieval leaves nothing to do; give --pairs too, or omit it.")
+    asked = any(evaluator.implied_by(options) for evaluator in EVALUATORS.values() if not evaluator.ranks)
+    if options.no_retrieval and not asked:
+        raise UserError("--no-retrieval leaves nothing to do; give --pairs or --proofread too, or omit it.")
     for evaluator in EVALUATORS.values():
         evaluator.check_options(options)
 

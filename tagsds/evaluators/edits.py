@@ -15,7 +15,7 @@ from torch import Tensor
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
 from tagsds.data.ragged import Ragged
-from tagsds.errors import UserError
+from tagsds.data.words import sentence_table
 from tagsds.evaluators.console import text_table
 from tagsds.evaluators.metrics import pair_accuracy, wilson
 from tagsds.evaluators.pairs_file import EditPair, EditSet, list_files, read_pairs
@@ -53,14 +53,7 @@ def score_edits(
 
 def tokenize_texts(tokenizer: Any, texts: list[str], positions: int | None) -> Ragged:
     """Word pieces with [CLS] and [SEP], int64. UserError for a text longer than the model has positions (None: no limit)."""
-    rows = tokenizer(texts)["input_ids"]
-    longest = max(range(len(rows)), key=lambda row: len(rows[row]))
-    if positions is not None and len(rows[longest]) > positions:
-        raise UserError(
-            f"the caption '{texts[longest][:60]}...' of --pairs has {len(rows[longest])} word pieces, the checkpoint's "
-            f"max_position_embeddings is {positions}; shorten it or remove the pair."
-        )
-    return Ragged.from_rows([torch.tensor(row, dtype=torch.int64) for row in rows])
+    return sentence_table(tokenizer, texts, positions, " of --pairs", "shorten it or remove the pair")
 
 
 def accuracies(edits: Sequence[EditSet], scores: Sequence[tuple[Tensor, Tensor]]) -> dict[str, dict[str, Any]]:

@@ -37,20 +37,20 @@ class EditSet:
     skipped: int = 0
 
 
-def list_files(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, folders as their *.json in order of name."""
+def list_files(paths: Iterable[Path], option: str = "--pairs") -> list[Path]:
+    """Files as given, folders as their *.json in order of name; `option` names them in messages."""
     files: list[Path] = []
     for path in paths:
         found = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not found:
-            raise UserError(f"--pairs {path} is a folder without *.json; give a file, or a folder of them.")
+            raise UserError(f"{option} {path} is a folder without *.json; give a file, or a folder of them.")
         if not is_file(found[0]):
-            raise UserError(f"--pairs {path} does not exist; give a JSON file in SugarCrepe's layout, or a folder.")
+            raise UserError(f"{option} {path} does not exist; give a JSON file in SugarCrepe's layout, or a folder.")
         files += found
     stems = [file.stem for file in files]
     for stem in stems:
         if stems.count(stem) > 1:
-            raise UserError(f"--pairs names two files '{stem}.json'; a file's name is its kind of edit, rename one.")
+            raise UserError(f"{option} names two files '{stem}.json'; a file's name is its kind of edit, rename one.")
     return files
 
 
@@ -101,6 +101,10 @@ class KeyIndex:
             number = coco_number(key)
             if number is not None:
                 self._numbers.setdefault(number, row)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether this is the key of an image, letter by letter."""
+        return key in self._rows
 
     def find(self, filename: str) -> int | None:
         """Row of the image, or None."""

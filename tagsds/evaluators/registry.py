@@ -12,6 +12,7 @@ from tagsds.evaluators.cxc import Cxc
 from tagsds.evaluators.eccv import Eccv
 from tagsds.evaluators.edits import Edits
 from tagsds.evaluators.ensemble import Ensemble
+from tagsds.evaluators.proofread import Proofread
 from tagsds.evaluators.protocol import Evaluator, Plan, Subject
 from tagsds.evaluators.recall import Recall
 from tagsds.evaluators.rerank import Rerank
@@ -23,6 +24,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "eccv": Eccv,
     "cxc": Cxc,
     "edits": Edits,
+    "proofread": Proofread,
     "ensemble": Ensemble,
     "rerank": Rerank,
 }

@@ -59,16 +59,29 @@ def filter_candidates(candidates: Tensor, ids: Tensor, annotated: Tensor, vocab:
     candidates   int64 [B, C, L], written from the captions `ids` [B, L]
     annotated    int64 [B, A, L'], the captions of the caption's image, its own among them; rows of pads where fewer
     """
-    not_annotated = ~_equals_annotated(candidates, annotated, vocab.pad)
-    distinct = not_annotated & ~_repeats(candidates)
-    keep = distinct & ~_true_of_image(candidates, ids, annotated, vocab)
-    counts = {
-        "written": torch.tensor(keep.numel(), device=keep.device),
-        "not_annotated": not_annotated.sum(),
-        "distinct": distinct.sum(),
-        "false_of_image": keep.sum(),
-    }
-    return Filtered(keep, counts)
+    reason = drop_reasons(candidates, ids, annotated, vocab)
+    counts = {"written": torch.tensor(reason.numel(), device=reason.device)}
+    for number, name in enumerate(("not_annotated", "distinct", "false_of_image"), 1):
+        counts[name] = ((reason == 0) | (reason > number)).sum()
+    return Filtered(reason == 0, counts)
+
+
+REASONS = ("annotated", "repeated", "true_of_image")  # numbered from 1, in the order in which the filters are asked
+
+
+@torch.no_grad()
+def drop_reasons(candidates: Tensor, ids: Tensor, annotated: Tensor, vocab: Vocabulary) -> Tensor:
+    """Why each candidate is dropped: int64 [B, C], 0 = it is not, else 1 + the place of the first filter in REASONS that drops it.
+    Arguments as of `filter_candidates`."""
+    reason = torch.zeros(candidates.shape[:2], dtype=torch.int64, device=candidates.device)
+    found = (
+        _equals_annotated(candidates, annotated, vocab.pad),
+        _repeats(candidates),
+        _true_of_image(candidates, ids, annotated, vocab),
+    )
+    for number, dropped in reversed(list(enumerate(found, 1))):
+        reason[dropped] = number
+    return reason
 
 
 def _equals_annotated(candidates: Tensor, annotated: Tensor, pad: int) -> Tensor:

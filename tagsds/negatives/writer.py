@@ -111,6 +111,27 @@ def write_negatives(
 ) -> Written:
     """Refill every masking with its image in view, drop what is annotated, repeated or probably true, score the rest."""
     images = bank.image_of_caption[captions]
+    candidates = write_candidates(model, bank, captions, maskings, config, vocab, draw)
+    filtered = filter_candidates(candidates, maskings.ids, annotated(bank, images, vocab), vocab)
+    caption, candidate = filtered.keep.nonzero(as_tuple=True)
+    ids = candidates[caption, candidate]
+    masked = maskings.chosen[caption, torch.div(candidate, config.refills, rounding_mode="floor")]
+    score = score_sentences(scorer, bank, ids, maskings.lengths[caption], images[caption])
+    return Written(ids, caption, masked, score, filtered.counts)
+
+
+@torch.no_grad()
+def write_candidates(
+    model: UniterModel,
+    bank: Bank,
+    captions: Tensor,
+    maskings: Maskings,
+    config: SyntheticConfig,
+    vocab: Vocabulary,
+    draw: Draw,
+) -> Tensor:
+    """Every masking refilled with its image in view, nothing dropped yet: int64 [B, M * R, L]."""
+    images = bank.image_of_caption[captions]
     per_caption = maskings.masked.shape[1]
     builder = PairBuilder(bank)
     builder.pairs(builder.texts(maskings.table()), images.repeat_interleave(per_caption))
@@ -118,13 +139,7 @@ def write_negatives(
     with without_dropout(model):
         states = model(pairs, maskings.hidden(Layout.of(pairs), 0))
         pieces = refill_states(model, states, vocab, config, draw)
-    candidates = write(maskings.ids, maskings.chosen, pieces)
-    filtered = filter_candidates(candidates, maskings.ids, annotated(bank, images, vocab), vocab)
-    caption, candidate = filtered.keep.nonzero(as_tuple=True)
-    ids = candidates[caption, candidate]
-    masked = maskings.chosen[caption, torch.div(candidate, config.refills, rounding_mode="floor")]
-    score = score_sentences(scorer, bank, ids, maskings.lengths[caption], images[caption])
-    return Written(ids, caption, masked, score, filtered.counts)
+    return write(maskings.ids, maskings.chosen, pieces)
 
 
 def refill_states(model: UniterModel, states: Tensor, vocab: Vocabulary, config: SyntheticConfig, draw: Draw) -> Tensor:

@@ -8,9 +8,11 @@ import torch
 
 from tagsds.data.builder import PairBuilder
 from tagsds.data.ragged import Ragged
+from tagsds.data.words import join_pieces
 from tagsds.models.uniter import Layout
 from tagsds.objectives.retrieval.draws import Draws
 from tagsds.objectives.retrieval.settings import Settings
+from tagsds.scoring.proofread import read_words
 from tagsds.scoring.scorer import without_dropout
 
 
@@ -32,9 +34,8 @@ def written_examples(draws: Draws, config: Settings, tokenizer: Any, most: int =
     with without_dropout(model):
         states = model(pairs)
         score = torch.sigmoid(model.score(states[layout.cls()]))
-        words = states[layout.words(number[true.stop :])]
-        suspicion = torch.softmax(model.discriminate(words).float(), dim=-1)[:, 0].tolist()  # column 0 = it was replaced
-        corrected = model.correct(words).argmax(dim=-1).tolist()
+        reading = read_words(model, states[layout.words(number[true.stop :])])
+    suspicion, corrected = reading.suspicion.tolist(), reading.correction.tolist()
 
     examples: list[dict[str, Any]] = [
         {
@@ -56,25 +57,8 @@ def written_examples(draws: Draws, config: Settings, tokenizer: Any, most: int =
             text = tokenizer.convert_ids_to_tokens(piece)
             row.append({"text": text, "replaced": replaced, "suspicion": suspect, "correction": fix})
             at += 1
-        examples[owner]["written"].append({"score": float(score[true.stop + n]), "words": _join_pieces(row)})
+        examples[owner]["written"].append({"score": float(score[true.stop + n]), "words": join_pieces(row)})
     return examples
-
-
-def _join_pieces(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Word pieces ('##ing') back to words: replaced or suspected if any piece is."""
-    words: list[dict[str, Any]] = []
-    for piece in pieces:
-        if piece["text"].startswith("##") and words:
-            last = words[-1]
-            last["text"] += piece["text"][2:]
-            last["replaced"] |= piece["replaced"]
-            if piece["suspicion"] is not None:
-                last["suspicion"] = max(last["suspicion"], piece["suspicion"])
-            if piece["correction"] is not None:
-                last["correction"] += piece["correction"].removeprefix("##")
-        else:
-            words.append(dict(piece))
-    return words
 
 
 def as_markdown(examples: list[dict[str, Any]]) -> str:
