@@ -51,7 +51,7 @@ bench-gpu: $(STAMP)
 
 # The pages of docs/ as a site: site/index.html. A broken link is an error.
 docs: $(STAMP)
-	@$(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
 	@echo "written: site/index.html"
 
 check: $(STAMP)

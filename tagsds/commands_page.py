@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -40,8 +41,8 @@ COMMANDS = {
 PARSING = ("parse_args", "parse_intermixed_args", "parse_known_args", "parse_known_intermixed_args")
 
 
-class Found(Exception):
-    """Carries the parser of a command out of it, at the moment when it would read the command line."""
+class Found(BaseException):
+    """Carries the parser of a command out of it, past any `except Exception`, when it would read the command line."""
 
 
 def parser_of(main: Callable[[], object]) -> argparse.ArgumentParser:
@@ -50,7 +51,9 @@ def parser_of(main: Callable[[], object]) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
         raise Found(parser)
 
-    with patch.multiple(argparse.ArgumentParser, **dict.fromkeys(PARSING, stop)):
+    with ExitStack() as patches:
+        for name in PARSING:
+            patches.enter_context(patch.object(argparse.ArgumentParser, name, stop))
         try:
             main()
         except Found as found:
