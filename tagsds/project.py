@@ -1,4 +1,4 @@
-"""tagsds-project: a folder to work in where there is no checkout, with the SLURM scripts and the DeepSpeed files to edit."""
+"""tagsds-project: a folder to work in without a checkout, with the SLURM scripts and the DeepSpeed files to edit."""
 
 from __future__ import annotations
 
