@@ -98,8 +98,15 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert not (tmp_path / "hooks.py").exists()
 
 
-@pytest.mark.parametrize("fault", ["[gone](gone.md)", "[gone](train.md#no-such-heading)", "::: tagsds.no_such_module"])
-def test_a_broken_link_or_name_ends_the_build(fault: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (["[gone](gone.md)", "[gone](train.md#no-such-heading)"], ["'gone.md'", "'train.md#no-such-heading'", "with 2 warnings"]),
+        (["::: tagsds.no_such_module"], ["tagsds.no_such_module"]),
+    ],
+    ids=["links", "name"],
+)
+def test_a_broken_link_or_name_ends_the_build(faults: list[str], said: list[str], tmp_path: Path) -> None:
     for name in ("docs", "slurm", "preprocess", "ds_configs", "benchmarks", "tagsds"):
         if name in ("docs", "tagsds"):
             shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -108,6 +115,8 @@ def test_a_broken_link_or_name_ends_the_build(fault: str, tmp_path: Path) -> Non
     for name in ("mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     with (tmp_path / "docs" / "data.md").open("a") as page:
-        page.write(f"\n{fault}\n")
+        page.writelines(f"\n{fault}\n" for fault in faults)
     done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
-    assert done.returncode != 0 and "Aborted with" in done.stderr + done.stdout
+    printed = done.stdout + done.stderr
+    assert done.returncode != 0 and "Aborted" in printed
+    assert [words for words in said if words not in printed] == []
