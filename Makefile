@@ -17,16 +17,16 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 DAY := $(shell date +%Y-%m-%d)
 
-.PHONY: demo test test-long test-gpu bench bench-gpu check coco-boxes world install
+.PHONY: demo docs test test-long test-gpu bench bench-gpu check coco-boxes world install
 
 install: $(STAMP)
 
-$(STAMP): setup.py
+$(STAMP): setup.py requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; set PYTHON=<a Python 3.11 or later>."; exit 2; }
 	@command -v g++ >/dev/null || { echo "error: g++ is not installed; DeepSpeed compiles its all-reduce with it."; exit 2; }
 	@echo "installing into $(VENV) (about 1.3 GB, a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -48,6 +48,11 @@ bench: $(STAMP)
 
 bench-gpu: $(STAMP)
 	@$(BIN)/python -m tests.bench.gpu --output benchmarks/$(DAY)-gpu.json
+
+# The pages of docs/ as a site: site/index.html. A broken link is an error.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+	@echo "written: site/index.html"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from tagsds.files import read_json
 from tagsds.formats.results import read_results
 from tagsds.prepare import different_settings
 from tagsds.reporting.table import comparison_table
+from tagsds.shipped import checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 MATCHER_KINDS = ("vsrn", "scan", "bfan")
@@ -235,6 +236,8 @@ def run() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--port", type=int, default=29600)
     args = parser.parse_args()
+    if checkout() is None:
+        raise UserError(f"experiments run from a checkout of the project, and {ROOT} is none; clone it and run `make demo` there.")
     corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
     if corpus == "world":
         source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]

@@ -36,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--checkpoint", type=Path, help="a run, or a Hugging Face folder, to be evaluated or mined with")
     parser.add_argument("--data", required=True, help="folder of shards made by tagsds-pack")
     parser.add_argument("--output", type=Path, help="folder of the run")
-    parser.add_argument("--deepspeed_config", help="a JSON of ds_configs/")
+    parser.add_argument("--deepspeed_config", help="a JSON file, or the name of one: zero2_bf16")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the run, one a GPU (default 1)")
     parser.add_argument("--cpu", action="store_true", help="the ranks have no GPU")
     parser.add_argument("--split", default="", help="a further split that the corpus must have, for the evaluation")

@@ -1,6 +1,6 @@
 """Train one stage: `deepspeed tagsds/train.py --deepspeed_config ds_configs/zero2_bf16.json --recipe NAME --data SHARDS
 --output DIR [key=value ...]`. Which stage is the recipe's business: pre-training, the retrieval baseline, TAGS and TAGS-DC
-all run through the loop below."""
+all run through one loop."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipe", required=True, help="a name in tagsds/recipes or a YAML file")
     parser.add_argument("--data", required=True, help="folder of shards made by tagsds-pack")
     parser.add_argument("--output", type=Path, help="folder of this run; not needed with --estimate")
-    parser.add_argument("--deepspeed_config", required=True, help="a JSON of ds_configs/")
+    parser.add_argument("--deepspeed_config", required=True, help="a JSON file, or the name of one: zero2_bf16")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output, if there is one")
     parser.add_argument(
         "--time-limit", type=float, default=0.0, metavar="MINUTES",

@@ -7,8 +7,10 @@ from typing import Any
 
 from tagsds.config import RunConfig
 from tagsds.errors import UserError
+from tagsds.files import is_file
 from tagsds.formats.shape import Any as AnyValue
 from tagsds.formats.shape import Count, Of, read_object, shown
+from tagsds.shipped import DS_CONFIGS, shipped
 
 HALF = {"enabled?": Of(bool)}
 SHAPE = {
@@ -17,12 +19,22 @@ SHAPE = {
 }  # fmt: skip
 
 
+def ds_config_path(given: Path | str) -> Path:
+    """The file that --deepspeed_config names: a path, or one of those that come with the package, by name. `zero2_bf16`,
+    `zero2_bf16.json` and `ds_configs/zero2_bf16.json` name the same one where no such path exists. UserError for no file."""
+    path = Path(given)
+    if is_file(path):
+        return path
+    folder = shipped(DS_CONFIGS)
+    if path.parent in (Path("."), Path(DS_CONFIGS)) and is_file(found := folder / f"{path.name.removesuffix('.json')}.json"):
+        return found
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
+    raise UserError(f"{path} does not exist; give a DeepSpeed JSON, or one of these names: {known}.")
+
+
 def read_ds_config(path: Path | str, config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
     """The JSON with every "auto" resolved. A value that contradicts the recipe is an error, not a silent winner."""
-    path = Path(path)
-    if not path.is_file():
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none in that folder"
-        raise UserError(f"{path} does not exist; DeepSpeed files there: {known}.")
+    path = ds_config_path(path)
     ds = read_object(path, SHAPE, "a DeepSpeed file", "correct it, or take one of ds_configs/")
 
     owned = {
