@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tagsds.data.augment import AugmentConfig
 from tagsds.data.source import DataConfig
 from tagsds.errors import UserError, first_line, nearest
 from tagsds.evaluators.settings import ValidateConfig
@@ -56,6 +57,7 @@ class RunConfig:
     matcher: MatcherSettings = field(default_factory=default_matcher)
     """the dataclass of the kind that `matcher.kind` names"""
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from tagsds.config import RunConfig, as_dict, load_config
+from tagsds.data.augment import Augmentation
 from tagsds.data.bank import Bank
 from tagsds.data.shards import load_bank
 from tagsds.data.source import BankSource
@@ -96,6 +97,7 @@ class Parts:
     checkpoints: Checkpoints
     offline: OfflineSource | None
     validation: Validation | None
+    augment: Augmentation
     state: TrainState
     watchdog: Watchdog
     started: list[str]
@@ -154,12 +156,13 @@ def assemble(args: argparse.Namespace) -> Parts:
             print(changed, flush=True)
     state.pairs, state.slots = config.batch.pairs, config.batch.accumulation * world.size
     state.accumulation = state.accumulation or asked
+    augment = Augmentation(config.augment, tokenizer, world.device)
     validation = None
     if validates(config):
         validation = Validation(config.validate, model, manifest, tokenizer, world, stage)
     return Parts(
-        config, world, manifest, tokenizer, source, model, objective, engine, checkpoints, offline, validation, state, watchdog,
-        started, lock,
+        config, world, manifest, tokenizer, source, model, objective, engine, checkpoints, offline, validation, augment, state,
+        watchdog, started, lock,
     )  # fmt: skip
 
 
@@ -206,7 +209,7 @@ def loop(run: Parts, output: Path, interruption: Interruption) -> int:
             draw = Draw(config.seed, step, world.rank * batch.accumulation + micro)
             captions = source.positives(draw, batch.pairs, run.slots)
             torch.manual_seed(seed_of(config.seed, step, draw.slot, "dropout"))
-            result = run.engine(bank, captions, draw, candidates)
+            result = run.engine(run.augment(bank, draw), captions, draw, candidates)
             run.watchdog.at(f"step {step}, micro-batch {micro}, backward")
             run.engine.backward(guard.loss(result.total, captions))
             guard.step()

@@ -57,6 +57,10 @@ class Bank:
         table = self.tokens.select(captions)
         return Ragged(table.values.long(), table.lengths)
 
+    def hidden_text_table(self, captions: Tensor) -> Ragged:
+        """`text_table` with the words hidden that `augment.drop_words` chooses; here none."""
+        return self.text_table(captions)
+
     def image_table(self, images: Tensor) -> Images:
         """Regions of the given images (int64 [N]), float16 as stored: the model casts them."""
         flat = self.region_rows(images)

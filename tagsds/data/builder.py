@@ -27,10 +27,12 @@ class PairBuilder:
         self._text_rows += len(table)
         return rows
 
-    def captions(self, captions: Tensor) -> Tensor:
-        """Append the bank's captions (any shape), each distinct one once; returns rows of the same shape."""
+    def captions(self, captions: Tensor, hides_words: bool = False) -> Tensor:
+        """Append the bank's captions (any shape), each distinct one once; returns rows of the same shape. `hides_words`: as
+        augmentation shows them (`Bank.hidden_text_table`)."""
         distinct, inverse = torch.unique(captions, return_inverse=True)
-        return self.texts(self.bank.text_table(distinct))[inverse]
+        table = self.bank.hidden_text_table(distinct) if hides_words else self.bank.text_table(distinct)
+        return self.texts(table)[inverse]
 
     def pairs(self, text_rows: Tensor, images: Tensor) -> slice:
         """Append pairs (both of one shape, flattened); returns their place among all pairs."""

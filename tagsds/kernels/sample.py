@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tagsds.kernels.dropout import COLUMN, ROW, WORD, _mix
+from tagsds.draw import COLUMN, ROW, WORD, mix
 
 BLOCK = 128  # word pieces; part of the definition of the draws
 
@@ -56,4 +56,4 @@ def gumbel(bits: Tensor) -> Tensor:
 
 
 def _bits(seed: int, row: Tensor, column: Tensor) -> Tensor:
-    return _mix((_mix((row * ROW + seed) & WORD) + column * COLUMN) & WORD)
+    return mix((mix((row * ROW + seed) & WORD) + column * COLUMN) & WORD)

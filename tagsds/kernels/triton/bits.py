@@ -5,12 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tagsds.kernels import dropout
+from tagsds import draw
 
-ROW = tl.constexpr(dropout.ROW)
-COLUMN = tl.constexpr(dropout.COLUMN)
-FIRST = tl.constexpr(dropout.FIRST)
-SECOND = tl.constexpr(dropout.SECOND)
+ROW = tl.constexpr(draw.ROW)
+COLUMN = tl.constexpr(draw.COLUMN)
+FIRST = tl.constexpr(draw.FIRST)
+SECOND = tl.constexpr(draw.SECOND)
 
 
 @triton.jit

@@ -79,7 +79,7 @@ class Plan:
         builder = PairBuilder(self.bank)
         numbers = {id(place): place.captions for place in self._places if place.captions is not None}
         # one call, so that a caption that is true here and hard there is one row
-        rows = builder.captions(torch.cat(list(numbers.values()))).split([len(part) for part in numbers.values()])
+        rows = builder.captions(torch.cat(list(numbers.values())), hides_words=True).split([len(part) for part in numbers.values()])
         row_of = dict(zip(numbers, rows, strict=True))
         places = sorted(self._places, key=lambda place: place.captions is None)  # stable: the bank's captions first
         for place in places:
