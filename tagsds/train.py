@@ -25,6 +25,7 @@ from tagsds.data.source import BankSource
 from tagsds.data.vocabulary import Vocabulary, corpus_tokenizer
 from tagsds.draw import Draw, seed_of
 from tagsds.engine import resume
+from tagsds.engine.average import WeightAverage
 from tagsds.engine.build import (
     adam_eps,
     build_engine,
@@ -98,6 +99,7 @@ class Parts:
     offline: OfflineSource | None
     validation: Validation | None
     augment: Augmentation
+    average: WeightAverage
     state: TrainState
     watchdog: Watchdog
     started: list[str]
@@ -150,8 +152,9 @@ def assemble(args: argparse.Namespace) -> Parts:
     engine = build_engine(objective, build_optimiser(model, config.optimiser, ds), ds)
     checkpoints = Checkpoints(engine, args.output, world, config.log.keep_checkpoints, config.log.checkpoint_in_background)
     state = TrainState(ranks=world.size, zero_stage=stage)
+    average = WeightAverage(config.optimiser, model, stage)
     if found:
-        resume.load(engine, found, state, world, grouped_names(model))
+        resume.load(engine, found, state, world, grouped_names(model), average)
         if changed and world.is_main:
             print(changed, flush=True)
     state.pairs, state.slots = config.batch.pairs, config.batch.accumulation * world.size
@@ -159,10 +162,10 @@ def assemble(args: argparse.Namespace) -> Parts:
     augment = Augmentation(config.augment, tokenizer, world.device)
     validation = None
     if validates(config):
-        validation = Validation(config.validate, model, manifest, tokenizer, world, stage)
+        validation = Validation(config.validate, model, manifest, tokenizer, world, average)
     return Parts(
-        config, world, manifest, tokenizer, source, model, objective, engine, checkpoints, offline, validation, augment, state,
-        watchdog, started, lock,
+        config, world, manifest, tokenizer, source, model, objective, engine, checkpoints, offline, validation, augment, average,
+        state, watchdog, started, lock,
     )  # fmt: skip
 
 
@@ -184,7 +187,11 @@ def loop(run: Parts, output: Path, interruption: Interruption) -> int:
     true_pairs = batch.pairs * batch.accumulation * world.size
     all_captions = run.manifest.splits[config.data.split]["captions"]  # one epoch, in pairs
     card = partial(card_of, config, run.manifest, model.config.model_type, true_pairs)
-    write_export = partial(export, model, run.tokenizer, trained_heads=run.heads, world=world, stage=state.zero_stage)
+
+    def write_export(name: str, *told: Any) -> None:
+        weights = run.average.weights()
+        export(model, run.tokenizer, output / name, run.heads, world, state.zero_stage, partial(card, *told), weights)
+
     guard = StepGuard(run.engine, output, world, config.safety.skip_steps)
     monitor = Monitor(output, world, steps, start, config.recipe)
     monitor.settings(flat(as_dict(config)))
@@ -220,6 +227,7 @@ def loop(run: Parts, output: Path, interruption: Interruption) -> int:
         leave, bad, writing = world.any_of([interruption.wanted(), guard.bad_loss, run.checkpoints.writing])
         state.step = done = step + 1
         state.true_pairs += true_pairs
+        run.average.step(done)
         if said := guard.note(bad, bank, state):
             monitor.say(said)
         if done % log.every == 0 or done == steps:
@@ -236,18 +244,18 @@ def loop(run: Parts, output: Path, interruption: Interruption) -> int:
             if state.judge(run.validation.figure, figures[keep], config.validate.patience):
                 best = f"{figures[keep]:.2f} ({run.validation.figure})"
                 with averaged_buffers(model, world):
-                    write_export(folder=output / "export-best", card=partial(card, done, best))
+                    write_export("export-best", done, best)
             monitor.validated(done, figures, keep, f"{state.best:.1f} at {state.best_step}")
         if done in log.export_at and done < steps:
             average_buffers(model, world)
-            write_export(folder=output / f"export-step{done}", card=partial(card, done))
+            write_export(f"export-step{done}", done)
         ending = done == steps or state.stopped
         if run.checkpoints.pending and not writing:
             settle(run)
         if (log.checkpoint_every and done % log.checkpoint_every == 0) or ending or leave:
             average_buffers(model, world)
             settle(run)
-            run.checkpoints.begin(state)
+            run.checkpoints.begin(state, run.average)
         if ending or leave:
             settle(run)
         monitor.step_done(done)
@@ -262,10 +270,10 @@ def loop(run: Parts, output: Path, interruption: Interruption) -> int:
         if world.is_main:
             write_json(output / "examples.json", {"scores": monitor.recent, "negatives": written})
     # last of all: a run with an export is a finished run
-    write_export(folder=output / "export", card=partial(card, state.step))
+    write_export("export", state.step)
     monitor.close()
     if world.is_main:
-        print(f"{config.recipe}: {ending_of(state)}; Hugging Face folder in {output / 'export'}")
+        print(f"{config.recipe}: {state.ending()}; Hugging Face folder in {output / 'export'}")
     return 0
 
 
@@ -320,14 +328,6 @@ def examples_of_dev(run: Parts) -> list[dict[str, Any]]:
     dev = dev.to(run.world.device)
     captions = dev.captions_of_image.values[dev.captions_of_image.offsets[:-1]]
     return run.objective.panel(dev, captions, Draw(config.seed, config.optimiser.steps, 0), run.tokenizer) or []
-
-
-def ending_of(state: TrainState) -> str:
-    """How a run ended, in one line."""
-    best = f"best {state.figure}: {state.best:.2f} after step {state.best_step} (export-best)" if state.best is not None else ""
-    if state.stopped:
-        return f"stopped after {state.step} steps, {state.not_better} validations without a better one; {best}"
-    return f"done after {state.step} steps" + (f"; {best}" if best else "")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -56,13 +56,20 @@ class OptimiserConfig:
     """optimiser steps of the run"""
     warmup_steps: int = 500
     """steps of linear warm-up, then linear decay to zero at `steps`"""
+    average: float = 0.0
+    """if above 0: decay a step of a running mean of the weights (such as 0.999), which validations and exports then take in their
+    place; the steps themselves go on from the weights. A copy of the weights in fp32 lies in each rank's host memory"""
+    average_every: int = 10
+    """steps between two updates of that mean"""
     decay_at: list[int] = field(default_factory=list)
     """if given: the rate stays constant instead, and is divided by ten at each of these steps"""
 
     def check(self, group: str) -> None:
         one_of(self, group, name=("adamw", "apex"))
-        above_zero(self, group, "steps", "eps")
+        above_zero(self, group, "steps", "eps", "average_every")
         not_negative(self, group, "warmup_steps", "clip", "weight_decay")
+        if not 0 <= self.average < 1:
+            raise UserError(f"{group}.average={self.average} must be at least 0 and below 1.")
         if len(self.betas) != 2:
             raise UserError(f"{group}.betas={self.betas} must be two numbers.")
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tagsds.engine.average import WeightAverage
 from tagsds.engine.state import TrainState
 from tagsds.engine.weights import whole_others
 from tagsds.errors import reason
@@ -43,7 +44,7 @@ class Checkpoints:
         self.waited_s = 0.0  # seconds that the loop has spent here
         self.failed = ""  # why the last one could not be written
 
-    def begin(self, state: TrainState) -> None:
+    def begin(self, state: TrainState, average: WeightAverage | None = None) -> None:
         """Copy the state of all ranks and start to write it. Collective; the checkpoint before this one must be settled."""
         started = time.perf_counter()
         about = state.as_dict()
@@ -54,6 +55,7 @@ class Checkpoints:
         model = self.engine.module.model
         client = {
             "tagsds": about,
+            "average": average.as_dict() if average else {},
             "others": whole_others(model, state.zero_stage) if state.zero_stage == 3 else {},
             "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},  # DeepSpeed converts no checkpoint without it
         }

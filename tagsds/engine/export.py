@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tagsds.engine.weights import fill, fresh_copy, whole_state
@@ -16,12 +17,14 @@ from tagsds.ranks import World
 
 
 def export(
-    model: PreTrainedModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int, card: Callable[[], Card]
-) -> None:
+    model: PreTrainedModel, tokenizer, folder: Path, trained_heads: list[str], world: World, stage: int, card: Callable[[], Card],
+    weights: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """A Hugging Face folder in fp32 (the optimiser's master weights where training ran in half precision), with its card. It
-    replaces the folder that was there. Collective; the state of the random generators is left as it was. UserError where the disk
-    does not take it; the folder that was there is then untouched."""
-    state = whole_state(model, stage)
+    replaces the folder that was there. Collective; the state of the random generators is left as it was. `weights`: what is
+    written in place of the model's own (a `whole_state`). UserError where the disk does not take it; the folder that was there is
+    then untouched."""
+    state = whole_state(model, stage) if weights is None else weights
     why = ""
     if world.is_main:
         heads = {"trained_heads": sorted({*model.config.trained_heads, *trained_heads})} if trained_heads else {}

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tagsds.engine.average import WeightAverage
 from tagsds.engine.checkpoint import digest_of, steps_in
 from tagsds.engine.state import VERSION, TrainState
 from tagsds.engine.universal import convert, load_universal
@@ -151,8 +154,10 @@ def keep_true_pairs(batch: BatchConfig, found: Found, world: World, whole: bool)
     return "a step of {} x {} x {} true pairs ({}) goes on as {} x {} x {}".format(*then, parts, *now)
 
 
-def load(engine: Any, found: Found, state: TrainState, world: World, optimised: tuple[list[str], list[str]]) -> str:
-    """Weights, optimiser and `state` from a checkpoint; a sentence on the conversion, where one was needed. Collective.
+def load(
+    engine: Any, found: Found, state: TrainState, world: World, optimised: tuple[list[str], list[str]], average: WeightAverage
+) -> str:
+    """Weights, optimiser, `state` and `average` from a checkpoint; a sentence on the conversion, where one was needed. Collective.
 
     optimised: names of the model's decayed and undecayed parameters, in the optimiser's order.
     """
@@ -161,11 +166,12 @@ def load(engine: Any, found: Found, state: TrainState, world: World, optimised: 
     said = ""
     if now == then:
         try:
-            path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
+            path, client = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
         except Exception as error:  # a file that is no checkpoint of this model raises whatever its parts happen to raise
             raise UserError(f"{found.folder} could not be loaded ({first_line(error)}); is it of this recipe?") from error
         if path is None:
             raise UserError(f"{found.folder} could not be loaded; remove it, and the one before it is taken.")
+        average.restore(client.get("average"))
     else:
         said = f"{found.folder.name} of {then[0]} rank(s) at ZeRO {then[1]} is converted for {now[0]} rank(s) at ZeRO {now[1]}"
         if world.is_main:
@@ -179,6 +185,7 @@ def load(engine: Any, found: Found, state: TrainState, world: World, optimised: 
         if why := world.agree_on_text(why):
             raise UserError(why)
         folder = world.gather_objects(folder)[0]
+        average.restore(torch.load(folder / "average.pt", map_location="cpu", weights_only=True))
         set_others(engine.module.model, load_universal(engine, folder, now[1], optimised), now[1])
     state.restore(found.about | {"ranks": now[0], "zero_stage": now[1]})
     return said

@@ -59,6 +59,13 @@ class TrainState:
             self.stopped = 0 < patience <= self.not_better
         return better
 
+    def ending(self) -> str:
+        """How a run ended, in one line."""
+        best = f"best {self.figure}: {self.best:.2f} after step {self.best_step} (export-best)" if self.best is not None else ""
+        if self.stopped:
+            return f"stopped after {self.step} steps, {self.not_better} validations without a better one; {best}"
+        return f"done after {self.step} steps" + (f"; {best}" if best else "")
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

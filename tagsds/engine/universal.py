@@ -54,6 +54,7 @@ def convert(folder: Path, stage: int, optimised: tuple[list[str], list[str]]) ->
     names = {name for group in optimised for name in group}
     rest = states["others"] if stage == 3 else {key.removeprefix(MODULE): value for key, value in states["module"].items()}
     torch.save({key: value for key, value in rest.items() if key not in names}, aside / "others.pt")
+    torch.save(states.get("average", {}), aside / "average.pt")
     for copied in aside.glob("*_model_states.pt"):
         copied.unlink()  # nothing reads them
     (aside / "whole").touch()

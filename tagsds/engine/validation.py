@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tagsds.data.shards import load_bank
+from tagsds.engine.average import WeightAverage
 from tagsds.engine.weights import averaged_buffers, fill, fresh_copy, is_whole, whole_state
 from tagsds.errors import UserError, nearest
 from tagsds.evaluators import (
@@ -37,14 +38,17 @@ NOT_FIGURES = (
 class Validation:
     """`run()` -> figures of the model with its current weights. Collective, the same on all ranks.
 
-    The model itself is scored where it holds its weights in fp32. In half precision, and under ZeRO-3, a copy is: each rank keeps
+    The model itself is scored where it holds its weights in fp32. In half precision, under ZeRO-3 and with a running mean of the
+    weights (`optimiser.average`), a copy is: each rank keeps
     one on its device and fills it with the optimiser's fp32 weights, which are what an export writes. So a figure is that of
     `tagsds-evaluate` on an export of the same step. (A bf16 forward would give many equal scores, which count against the model;
     with whole weights, no rank waits for another's forward.)
     """
 
-    def __init__(self, config: ValidateConfig, model: Any, manifest: Manifest, tokenizer: Any, world: World, stage: int) -> None:
-        self.config, self.model, self.world, self.stage = config, model, world, stage
+    def __init__(
+        self, config: ValidateConfig, model: Any, manifest: Manifest, tokenizer: Any, world: World, average: WeightAverage
+    ) -> None:
+        self.config, self.model, self.world, self.stage, self.average = config, model, world, average.stage, average
         manifest.shards(config.split)  # UserError for an unknown split
         self.evaluators = chosen_evaluators(config)
         plan = Plan(manifest, config.split, type(model), config.first)
@@ -52,7 +56,7 @@ class Validation:
         first = None if any(evaluator.any_image for evaluator in self.evaluators) else config.first
         bank, _ = load_bank(manifest.folder, config.split, first, checksum=False, classes=False)
         self.scored = model
-        if not is_whole(model, stage):
+        if average.on or not is_whole(model, self.stage):
             self.scored = fresh_copy(model).requires_grad_(False).to(world.device)
         self.subject = Subject.of(self.scored, bank.to(world.device), config.first, world=world, tokenizer=tokenizer)
         self.images = self.subject.images
@@ -83,7 +87,7 @@ class Validation:
     def whole_weights(self) -> Iterator[None]:
         """Fill the copy, where there is one."""
         if self.scored is not self.model:
-            fill(self.scored, whole_state(self.model, self.stage))
+            fill(self.scored, self.average.weights() or whole_state(self.model, self.stage))
         yield
 
 

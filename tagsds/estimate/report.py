@@ -95,6 +95,8 @@ def compute(config: RunConfig, manifest: Manifest, ds_file: Path | str, machine:
         memory += matcher_parts(pairwise, config, corpus, w, model.config.vocab_size)
         flop, hidden = matcher_flop(pairwise, config, corpus, model.config.vocab_size), pairwise.embed
     memory += [*bank_parts(config, corpus, machine), Part("Python, torch, DeepSpeed", PROCESS, "host")]
+    if config.optimiser.average:
+        memory.append(Part("running mean of the weights", 4 * (parameters.trained + parameters.frozen), "host"))
     disk = disk_parts(config, corpus, parameters, ds, kind.needs_candidates(config))
     return Estimate(config, corpus, ds, machine, parameters, memory, disk, flop, hidden)
 

@@ -19,7 +19,10 @@ def corpus(world):
     return load_bank(world, "train", classes=False)[0], corpus_tokenizer(read_manifest(world))
 
 
-def seen(corpus, draw=Draw(1, 2, 3), **changes):
+DRAW = Draw(1, 2, 3)
+
+
+def seen(corpus, draw=DRAW, **changes):
     bank, tokenizer = corpus
     return Augmentation(AugmentConfig(**changes), tokenizer)(bank, draw)
 

@@ -11,7 +11,7 @@ from tests import launch
 
 SETTINGS = [
     *launch.TINY, *launch.TAGS_DC, "optimiser.steps=12", "batch.accumulation=6", "log.checkpoint_every=4", "log.keep_checkpoints=0",
-    "log.examples=0",
+    "log.examples=0", "optimiser.average=0.9", "optimiser.average_every=2",  # the exports are means, which go over as well
 ]  # fmt: skip
 TOLERANCE = 1e-5
 """relative, of every loss of every step; rounding of fp32 over the few steps after the change"""

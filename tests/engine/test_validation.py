@@ -24,7 +24,10 @@ from tests import launch
 from tests.golden.record import alone
 
 SCRIPT = Path(__file__).with_name("validated_runs.py")
-NAMES = ["watched", "plain", "watched@4", "stopped", "stopped@", "still", "half", "watched-matcher", "plain-matcher", "listed"]
+NAMES = [
+    "watched", "plain", "watched@4", "each-step", "averaged", "averaged@4", "stopped", "stopped@", "still", "half",
+    "watched-matcher", "plain-matcher", "listed",
+]  # fmt: skip
 pytestmark = pytest.mark.slow
 
 
@@ -60,7 +63,7 @@ def about(run: Path) -> dict[str, Any]:
 def runs_of_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by two ranks."""
     folder = tmp_path_factory.mktemp("validated-by-two")
-    names = ["still", "watched-matcher", "plain-matcher", "partitioned"]
+    names = ["still", "watched-matcher", "plain-matcher", "partitioned", "averaged-in-parts"]
     launch.run_two(SCRIPT, world, folder, *names, PYTHONPATH=str(launch.ROOT), DS_ACCELERATOR="cpu")
     return folder
 
@@ -85,6 +88,29 @@ def test_resumed_across_a_validation_equals_undisturbed(runs: Path) -> None:
     assert about(runs / "watched")["true_pairs"] == 8 * 4 and about(runs / "watched")["version"] == 2
 
 
+def test_the_mean_of_the_weights_by_hand(runs: Path) -> None:
+    """By the exports of a run without it; the steps themselves go on from the weights. d = 0.8^2, at first (n + 1) / (n + 10)."""
+    assert numbers(runs / "averaged", False) == numbers(runs / "each-step")
+    names = ["export-step2", "export-step4", "export-step6", "export"]
+    weights = [load_file(runs / "each-step" / name / "model.safetensors") for name in names]
+    found = load_file(runs / "averaged" / "export" / "model.safetensors")
+    moved = 0.0
+    for key in found:
+        mean = weights[0][key].double()
+        for n, later in enumerate(weights):
+            kept = min(0.8**2, (n + 1) / (n + 10))
+            mean = kept * mean + (1 - kept) * later[key].double()
+        assert torch.allclose(found[key].double(), mean, rtol=1e-6, atol=1e-8), key
+        moved = max(moved, float((found[key] - weights[-1][key]).abs().max()))
+    assert moved > 1e-5
+
+
+def test_a_resumed_mean_equals_an_undisturbed_one(runs: Path) -> None:
+    assert numbers(runs / "averaged-resumed") == numbers(runs / "averaged")
+    for name in ("export", "export-best"):
+        assert same(runs / "averaged-resumed" / name, runs / "averaged" / name)
+
+
 def figures_of(folder: Path, world: Path, images: int) -> dict[str, float]:
     """Recalls of an exported folder on the first dev images, without validation's code."""
     bank, _ = load_bank(world, "dev", images)
@@ -95,7 +121,8 @@ def figures_of(folder: Path, world: Path, images: int) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [("runs", "watched"), ("runs", "half"), ("runs", "watched-matcher"), ("runs_of_two", "watched-matcher"),
+    [("runs", "watched"), ("runs", "averaged"), ("runs_of_two", "averaged-in-parts"), ("runs", "half"),
+     ("runs", "watched-matcher"), ("runs_of_two", "watched-matcher"),
      ("runs_of_two", "partitioned")],
 )  # fmt: skip
 def test_export_best_is_the_best_and_scores_what_was_seen(

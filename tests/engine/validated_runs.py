@@ -16,6 +16,8 @@ ENCODER = [*TINY, "optimiser.steps=8", "log.checkpoint_every=2", "log.keep_check
 MATCHER = ["matcher.embed_size=12", "matcher.word_size=8", "matcher.caption_hidden=8", "batch.pairs=8", "optimiser.steps=6",
            "quintuplet.warmup_steps=1", "log.every=1", "log.checkpoint_every=2", "log.keep_checkpoints=0"]  # fmt: skip
 LOOK = ["validate.every=2", "validate.first=6"]
+AUGMENTED = ["augment.feature_noise=0.1", "augment.drop_regions=0.2", "augment.mirror=true", "augment.drop_words=0.1"]
+AVERAGED = ["optimiser.average=0.8", "optimiser.average_every=2"]
 SCRIPT = {2: 1.0, 4: 3.0, 6: 2.0, 8: 3.0, 10: 2.5}  # step -> figure: best at 4, as good again at 8
 
 
@@ -36,6 +38,9 @@ BY_SCRIPT = [*LOOK, "validate.evaluators=[scripted]", "validate.keep=scripted/fi
 RUNS: dict[str, tuple[str, str, list[str]]] = {
     "plain": ("published-base", "zero1", ENCODER),
     "watched": ("published-base", "zero1", [*ENCODER, *LOOK]),
+    "each-step": ("published-base", "zero1", [*ENCODER, *AUGMENTED, "log.export_at=[2,4,6]"]),
+    "averaged": ("published-base", "zero1", [*ENCODER, *AUGMENTED, *AVERAGED, *LOOK]),
+    "averaged-in-parts": ("published-base", "zero3_bf16", [*ENCODER, *AVERAGED, *LOOK, "optimiser.steps=4"]),
     "stopped": ("published-base", "zero1", [*ENCODER, *BY_SCRIPT]),
     "still": ("published-base", "zero1", [*ENCODER, *LOOK, "optimiser.lr=0", "optimiser.steps=2"]),
     "half": ("published-base", "zero2_bf16", [*ENCODER, *LOOK, "optimiser.steps=4"]),
