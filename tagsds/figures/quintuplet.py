@@ -129,6 +129,6 @@ def draw_sums(axes: Axes) -> None:
 PICTURE = Picture(
     "quintuplet",
     "AOQ's loss for one pair: six negatives on an axis of similarity with the part of each that counts; the weight of an online "
-    "term, which falls from above 2 to below 0 as the offline negative becomes harder; and the sums for the four losses of the paper.",
+    "term, which falls from above 2 to below 0 as the offline negative becomes harder; and the sums for the paper's four losses.",
     draw,
 )

@@ -48,6 +48,6 @@ def draw(_: Example) -> Figure:
 PICTURE = Picture(
     "ranks",
     "Rank of a negative in the whole training set, as a cumulative share on a logarithmic axis: offline negatives come from ranks "
-    "0 to 299; half of the hardest of 399 random ones lie behind rank 983, half of the hardest of a batch of 128 behind rank 3,083.",
+    "0 to 299; half of the hardest of 399 random ones lie behind rank 983, of the hardest of a batch of 128 behind rank 3,083.",
     draw,
 )
