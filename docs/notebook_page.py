@@ -19,12 +19,13 @@ DOCS = Path(__file__).resolve().parent
 NOTEBOOK, PAGE, PICTURES = DOCS / "notebook.ipynb", DOCS / "notebook.md", DOCS / "pictures"
 PARAMETERS = "parameters"  # tag of the cell that other values can take the place of
 HEAD = "*This page is [notebook.ipynb](notebook.ipynb) with its outputs; run it with Jupyter in the environment of `make install`.*"
-NOISE = re.compile(r"^.*(?:\[(?:WARNING|INFO)\]|built successfully|^kernels: |UserWarning|warnings\.warn).*\n?", re.MULTILINE)
+BAR = re.compile(r"(.*?): +(\d+)%\|")  # of tqdm
+NOISE = re.compile(r"^.*(?:\[(?:WARNING|INFO)\]|built successfully|^kernels: |TqdmWarning|autonotebook).*\n?", re.MULTILINE)
 
 
 def execute(notebook: Any, folder: Path, parameters: str = "", timeout: int = 1800) -> Any:
-    """Run all cells in a kernel whose directory is `folder`. Returns the notebook with its outputs; nbclient's CellExecutionError for a
-    cell that fails.
+    """Run all cells in a kernel whose directory is `folder`. Returns the notebook with its outputs. A cell that fails raises
+    nbclient's CellExecutionError.
 
     parameters   Python that is run in the place of the cell with the tag PARAMETERS
     """
@@ -50,7 +51,7 @@ def clean(notebook: Any) -> Any:
             if output.output_type != "stream":
                 outputs.append(output)
                 continue
-            text = NOISE.sub("", output.text.replace("\r", "\n"))
+            text = NOISE.sub("", without_bars(output.text))
             if outputs and outputs[-1].output_type == "stream":
                 outputs[-1].text += text
             elif text.strip():
@@ -60,6 +61,15 @@ def clean(notebook: Any) -> Any:
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
     )
     return notebook
+
+
+def without_bars(text: str) -> str:
+    """What a progress bar has drawn over is left out: of each bar the line of its end stays, and no empty line."""
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    bar = [BAR.match(line) for line in lines]
+    whole = {found[1]: place for place, found in enumerate(bar) if found and found[2] == "100"}  # the last such line
+    kept = [line for place, line in enumerate(lines) if not bar[place] or place in whole.values()]
+    return "".join(f"{line}\n" for line in kept)
 
 
 def page(notebook: Any) -> tuple[str, dict[str, bytes]]:
