@@ -153,6 +153,7 @@ def describe_process(env: MutableMapping[str, str]) -> None:
     """Fill in RANK, LOCAL_RANK and WORLD_SIZE where no launcher has: from SLURM's variables under `srun`, else alone.
 
     A batch script has SLURM_PROCID=0 and SLURM_NTASKS of the whole job too, but is no task of a step: what it starts is alone.
+    Port 0 is any free one, so that several processes that are alone can run on one machine.
     """
     if "RANK" in env:
         return
@@ -165,7 +166,7 @@ def describe_process(env: MutableMapping[str, str]) -> None:
             )
         env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=tasks)
         return
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     env.update({key: env.get(key, value) for key, value in alone.items()})
 
 

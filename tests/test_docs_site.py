@@ -54,7 +54,7 @@ def targets(text: str) -> list[str]:
 def test_links_lead_somewhere_in_the_checkout_and_on_the_site(page: str) -> None:
     text = "".join(hooks.FENCE.split(SOURCES[page].read_text())[::2])  # without code blocks
     assert [link for link in targets(text) if not (SOURCES[page].parent / link).exists()] == []
-    pages = {*SOURCES, "results/resume.svg"}
+    pages = {*SOURCES, "results/resume.svg", "notebook.ipynb"}
     there = targets(hooks.links_of_the_site(text, page))
     assert [link for link in there if os.path.normpath(Path(page).parent / link) not in pages] == []
 
@@ -95,7 +95,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "reference.html").read_text()
     assert 'id="tagsds.losses.ranking.triplet"' in reference and "margin + s(hard) - s(true)" in reference
     assert "synthetic.refills" in (tmp_path / "settings.html").read_text()
-    assert not (tmp_path / "hooks.py").exists()
+    assert not (tmp_path / "hooks.py").exists() and not (tmp_path / "notebook_page.py").exists()
 
 
 @pytest.mark.parametrize(
