@@ -50,12 +50,14 @@ def clean(notebook: Any) -> Any:
         for output in cell.outputs:
             if output.output_type != "stream":
                 outputs.append(output)
-                continue
-            text = NOISE.sub("", without_bars(output.text))
-            if outputs and outputs[-1].output_type == "stream":
-                outputs[-1].text += text
-            elif text.strip():
-                outputs.append(nbformat.v4.new_output("stream", name="stdout", text=text))  # type: ignore[no-untyped-call]
+            elif outputs and outputs[-1].output_type == "stream":  # a progress bar comes in many pieces
+                outputs[-1].text += output.text
+            else:
+                outputs.append(nbformat.v4.new_output("stream", name="stdout", text=output.text))  # type: ignore[no-untyped-call]
+        for output in outputs:
+            if output.output_type == "stream":
+                output.text = NOISE.sub("", without_bars(output.text))
+        outputs = [output for output in outputs if output.get("text", "-")]
         cell.outputs = outputs
     notebook.metadata = nbformat.from_dict(  # type: ignore[no-untyped-call]
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}

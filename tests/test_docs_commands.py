@@ -70,6 +70,13 @@ def test_commands_of_a_page_are_right(page: Path) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_imports_of_a_page_are_right(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^(?:from (?:tagsds|preprocess)[\w.]* import [\w, ]+|import tagsds)$", block, re.MULTILINE):
+            exec(line, {})
+
+
 def faults(name: str, words: list[str]) -> list[str]:
     """What the command would refuse before it reads a file."""
     parser = parser_of(import_module(COMMANDS[name]).main)

@@ -78,7 +78,8 @@ def draw(example: Example) -> Figure:
     for row, (text, score) in enumerate(example.kept[:SHOWN]):
         y = 392 + 17 * row
         words = text.split()
-        changed = [at for at, (old, new) in enumerate(zip(example.words, words, strict=True)) if old != new]
+        # a refilled piece may continue the word before it, so that there are fewer words
+        changed = [at for at, (old, new) in enumerate(zip(example.words, words, strict=False)) if old != new] or [0]
         first = max(0, min(changed) - 2)
         short = ("… " if first else "") + " ".join(words[first : min(first + 4, max(changed) + 2)])
         axes.text(LEFT + 22, y, short, va="center_baseline", color=PURPLE if row == 0 else INK)
