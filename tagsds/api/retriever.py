@@ -34,8 +34,9 @@ BLOCK = 256  # images or captions of a search that are met at a time
 
 
 def load(
-    folder: str | Path, corpus: str | Path | Retriever | None = None, device: str | torch.device | None = None, *, split: str = "test"
-) -> Retriever:
+    folder: str | Path, corpus: str | Path | Retriever | None = None, device: str | torch.device | None = None, *,
+    split: str = "test",
+) -> Retriever:  # fmt: skip
     """A trained checkpoint, ready to score.
 
     folder    a training run or its export, of the encoder or of a matcher (VSRN, SCAN, BFAN)

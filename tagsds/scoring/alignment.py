@@ -2,12 +2,13 @@
 
 Shapes: N = word pieces with [CLS] and [SEP] and then regions, W = words, R = regions, L = layers, H = hidden width, A = heads.
 
-A word w and a region r belong together as far as each looks at the other: the weight of the pair is a(w, r) * a(r, w), where a(i, j)
-is the attention that i pays to j, averaged over the heads and added up over the layers (attention between words and regions: UNITER,
-arXiv 1909.11740, 4.4). On the drawn world the region of the highest weight is one that the word names for 90 % of the words that name
-some regions of an image and not others, where a random region is one for 46 %; the optimal-transport plan over the states of the last
-layer, which pre-training uses (tagsds/losses/itm.py), finds 47 %: those states no longer keep a word apart from its sentence
-(`python -m tests.bench.alignment`).
+A word w and a region r belong together as far as each looks at the other: the weight of the pair is a(w, r) * a(r, w), where
+a(i, j) is the attention that i pays to j, averaged over the heads and added up over the layers (attention between words and regions:
+UNITER, arXiv 1909.11740, 4.4).
+
+Why not the optimal-transport plan of pre-training (tagsds/losses/itm.py): on the drawn world the heaviest region is one that the word
+names for 90 % of the words that name some regions of an image and not others; by the plan over the states of the last layer for 47 %,
+by chance for 46 %. `python -m tests.bench.alignment` measures it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tagsds.data.ragged import Ragged
 from tagsds.data.words import Spelling
 from tagsds.kernels.attention import Sequences
 from tagsds.models.uniter import UniterModel
+from tagsds.models.uniter.encoder import Layer
 from tagsds.scoring.scorer import without_dropout
 
 
@@ -51,6 +53,7 @@ def attention_of(model: UniterModel, pair: Pairs) -> Tensor:
     x, found = model.embed(pair.texts, pair.images).x, []
     sequence = Sequences.of(pair.lengths)
     for layer in model.layers:
+        assert isinstance(layer, Layer)
         packed = layer.qkv(x)  # [N, 3H]: queries, keys, values
         query, key, _ = packed.float().view(len(x), 3, layer.heads, -1).permute(1, 2, 0, 3)  # each [A, N, H / A]
         found.append(torch.softmax(query @ key.transpose(1, 2) / query.shape[-1] ** 0.5, dim=-1))
