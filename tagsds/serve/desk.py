@@ -1,5 +1,4 @@
-"""The answers: what a page or a program asks of the models and of the corpus. Nothing here knows of HTTP but the statuses of what is
-refused."""
+"""The answers: what a page or a program asks of the models and of the corpus. Of HTTP it knows the statuses of what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from tagsds.provenance import version
 from tagsds.serve import answers
 from tagsds.serve.album import Album
 from tagsds.serve.limits import Limits
-from tagsds.serve.worker import Job, Refused
+from tagsds.serve.worker import Job, RefusedError
 
 BLOCK = 512  # images or captions that the encoder reads between two looks at the clock
 MOST_DROPPED = 100  # sentences of a filter that are shown
@@ -54,11 +53,11 @@ class Desk:
     # --- the corpus ---------------------------------------------------------------------------------------------------
 
     def row(self, key: str) -> int:
-        """Number of an image. Refused with 404 where there is none."""
+        """Number of an image. RefusedError with 404 where there is none."""
         try:
             return self.encoder.gallery.row(key)
         except (UserError, ValueError) as error:
-            raise Refused(404, f"image '{key[:80]}' is not in split '{self.split}'; choose one of the corpus.") from error
+            raise RefusedError(404, f"image '{key[:80]}' is not in split '{self.split}'; choose one of the corpus.") from error
 
     def boxes(self, row: int) -> Tensor:
         """float32 [n, 4] on the CPU, in the order in which the models have the regions."""
@@ -169,9 +168,7 @@ class Desk:
         key, begin = self.bank.keys[self.row(asked.image)], time.perf_counter()
         rules = Rules(tuple(asked.without), tuple(asked.kinds), asked.most_words, max_score=asked.max_score)
         found = self.encoder.write_negatives(key, asked.sentence, asked.n, rules=rules, seed=asked.seed)
-        negatives = [
-            answers.Negative(**negative.as_json(), marks=marks_of(negative.text, negative.changes)) for negative in found
-        ]
+        negatives = [answers.Negative(**negative.as_json(), marks=marks_of(negative.text, negative.changes)) for negative in found]
         return answers.Written(
             caption=found.caption, score=found.score, written=found.written, spare=found.spare, negatives=negatives,
             dropped=dropped_of(found), milliseconds=since(begin),

@@ -23,7 +23,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def hosts_of(host: str) -> tuple[str, ...]:
-    """Names by which a server that listens at `host` may be called; (): any. Held to, a server on the loopback answers no page whose
+    """Names by which a server that listens at `host` may be called; (): any. A server on the loopback thus answers no page whose
     name was pointed at this machine (DNS rebinding)."""
     try:
         loopback = ipaddress.ip_address(host).is_loopback

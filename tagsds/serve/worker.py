@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that is not answered: an HTTP status and a sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -27,9 +27,11 @@ class Job:
         self.seconds, self.begun, self.waited = seconds, time.monotonic(), 0.0
 
     def check(self) -> None:
-        """Refused where the time is over: called between the parts of long work, so that the model is free for the next."""
+        """RefusedError where the time is over: called between the parts of long work, so that the model is free for the next."""
         if time.monotonic() - self.begun > self.seconds:
-            raise Refused(504, f"the answer took longer than {self.seconds:g} seconds; ask for less, or start with a longer --timeout.")
+            raise RefusedError(
+                504, f"the answer took longer than {self.seconds:g} seconds; ask for less, or start with a longer --timeout."
+            )
 
 
 class Worker:
@@ -41,23 +43,23 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     async def run(self, work: Callable[[Job], T]) -> T:
-        """What `work` returns. Refused with 503 where too many wait, with 504 where the time is over."""
+        """What `work` returns. RefusedError with 503 where too many wait, with 504 where the time is over."""
         with self._lock:
             if self.count >= self.most:
-                raise Refused(503, f"{self.count} requests are waiting for the model already; try again in a moment.")
+                raise RefusedError(503, f"{self.count} requests are waiting for the model already; try again in a moment.")
             self.count += 1
         job = Job(self.seconds)
         try:
             future = self._pool.submit(self._do, job, work)
         except RuntimeError as error:  # closed
             self._done(None)
-            raise Refused(503, "the server is being shut down.") from error
+            raise RefusedError(503, "the server is being shut down.") from error
         future.add_done_callback(self._done)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds + 0.05)
         except TimeoutError:
             job.seconds = 0.0  # what still runs ends at its next check
-            raise Refused(
+            raise RefusedError(
                 504, f"the answer took longer than {self.seconds:g} seconds; ask for less, or start with a longer --timeout."
             ) from None
 
