@@ -1,0 +1,71 @@
+// A picture with its regions drawn over it, its captions, and ways to another picture.
+
+import {picture} from "./api.js";
+import {h, percent} from "./dom.js";
+import {choose} from "./gallery.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const FAINT = 0.12; // share of a region below which its box is hardly drawn
+
+function box(region, name, opacity) {
+  const [x1, y1, x2, y2] = region.box;
+  const rect = document.createElementNS(SVG, "rect");
+  const values = {x: 100 * x1, y: 100 * y1, width: 100 * (x2 - x1), height: 100 * (y2 - y1), class: name, opacity};
+  for (const [key, value] of Object.entries(values)) rect.setAttribute(key, value);
+  return rect;
+}
+
+// `to(key)`: shows another picture. `use(caption)`: takes a caption as the sentence.
+export function panel(image, hint, to, use) {
+  const shapes = document.createElementNS(SVG, "svg");
+  shapes.setAttribute("viewBox", "0 0 100 100");
+  shapes.setAttribute("preserveAspectRatio", "none");
+  shapes.setAttribute("aria-hidden", "true");
+  const tag = h("span", {class: "tag", "aria-hidden": "true", hidden: true});
+  const img = h("img", {src: picture(image.key), alt: image.alt});
+  const frame = h("div", {class: "frame"}, img, shapes, tag);
+  const sized = () => frame.style.setProperty("--aspect", img.naturalWidth / img.naturalHeight || 1.333);
+  img.addEventListener("load", sized);
+  const looks = h("p", {class: "looks", "aria-live": "polite"}, h("span", {class: "soft"}, hint));
+
+  // Boxes as strong as the word's share of them; the strongest has its name.
+  function show(word, weights) {
+    const most = Math.max(...weights), order = weights.map((_, n) => n).sort((a, b) => weights[a] - weights[b]);
+    const strength = n => Math.max(FAINT, weights[n] / most);
+    shapes.replaceChildren(...order.flatMap(n => [
+      box(image.regions[n], "under", strength(n)), box(image.regions[n], "over", strength(n)),
+    ]));
+    const best = order.at(-1), [x1, y1] = image.regions[best].box;
+    tag.textContent = image.regions[best].name || "region";
+    tag.hidden = false;
+    tag.style.left = `${100 * x1}%`;
+    tag.style.top = `${100 * y1}%`;
+    const left = Math.min(100 * x1, 100 - (100 * tag.offsetWidth) / frame.offsetWidth);
+    tag.style.left = `${Math.max(0, left)}%`;
+    tag.style.translate = y1 * frame.offsetHeight > tag.offsetHeight + 4 ? "0 calc(-100% - 4px)" : "0 4px";
+    const told = order.reverse().slice(0, 3).filter(n => weights[n] >= 0.05);
+    const parts = told.map(n => `${image.regions[n].name || `region ${n + 1}`} ${percent(weights[n])}`);
+    looks.replaceChildren("“", h("b", {}, word), "” looks at ", parts.join(", "), ".");
+  }
+
+  function clear() {
+    shapes.replaceChildren();
+    tag.hidden = true;
+    looks.replaceChildren(h("span", {class: "soft"}, hint));
+  }
+
+  async function other() {
+    const key = await choose(image.key);
+    if (key) to(key);
+    else another.focus();
+  }
+
+  const another = h("button", {type: "button", id: "choose", onclick: other}, "Choose a picture");
+  const step = (name, key) => h("button", {type: "button", disabled: key === null, onclick: () => to(key), "aria-label": `${name} picture`}, name);
+  const captions = image.captions.map(text => h("li", {}, h("button", {type: "button", class: "caption", onclick: () => use(text)}, text)));
+  const element = h("section", {class: "panel", "aria-label": "Picture"}, frame, looks,
+    h("div", {class: "row"}, another, step("Previous", image.previous), step("Next", image.next)),
+    h("p", {class: "small soft number"}, image.key, image.drawn ? " · drawn from its regions, as the corpus has no picture" : ""),
+    use && captions.length ? [h("h2", {}, "Its captions"), h("ul", {class: "captions"}, ...captions)] : null);
+  return {element, show, clear};
+}
