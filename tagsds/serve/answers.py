@@ -193,21 +193,21 @@ class Model(BaseModel):
 class About(BaseModel):
     """What is served, and what it can do."""
 
-    model: Model
-    matcher: Model | None
-    shortlist: int
-    corpus: str
+    model: Annotated[Model, Field(description="of --checkpoint")]
+    matcher: Annotated[Model | None, Field(description="of --matcher, whose shortlist the model reads")]
+    shortlist: Annotated[int, Field(description="images or captions of that list")]
+    corpus: Annotated[str, Field(description="name of the folder of shards")]
     split: str
     images: int
     captions: int
-    proofreads: bool
-    corrects: bool
-    writes: bool
-    aligns: bool
-    most_hits: int = limits.MOST_HITS
-    most_negatives: int = limits.MOST_NEGATIVES
-    most_characters: int = limits.MOST_CHARACTERS
-    version: str | None
+    proofreads: Annotated[bool, Field(description="the discrimination head is trained")]
+    corrects: Annotated[bool, Field(description="the correction head is trained")]
+    writes: Annotated[bool, Field(description="the masked-word head is trained")]
+    aligns: Annotated[bool, Field(description="the model is an encoder, not a matcher")]
+    most_hits: Annotated[int, Field(description="largest k")] = limits.MOST_HITS
+    most_negatives: Annotated[int, Field(description="largest n")] = limits.MOST_NEGATIVES
+    most_characters: Annotated[int, Field(description="of a sentence")] = limits.MOST_CHARACTERS
+    version: Annotated[str | None, Field(description="of tagsds")]
 
 
 class Health(BaseModel):

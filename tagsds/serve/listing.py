@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 
 BOUNDS = {
     "minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}",
-    "minLength": "at least {} character(s)", "maxLength": "at most {} characters", "maxItems": "at most {}",
+    "minLength": "at least {} character(s)", "maxLength": "at most {} characters", "maxItems": "at most {} entries",
 }  # fmt: skip
 EXAMPLES = {"image": "KEY", "sentence": "a red circle left of a blue square"}
 

@@ -11,12 +11,12 @@ export async function align(context) {
     hint: "Point at a word of the sentence to see where it looks.",
   });
   const found = await weights(context.about, image.key, text, context.signal);
-  const rows = found.words.map(word => {
+  const rows = found.words.filter(word => /[\p{L}\p{N}]/u.test(word.text)).map(word => {
     const order = word.weights.map((_, n) => n).sort((a, b) => word.weights[b] - word.weights[a]);
     const best = order[0], name = found.regions[best].name || `region ${best + 1}`;
     return h("li", {}, h("span", {class: "text"}, word.text), h("span", {}, name),
       h("div", {class: "score"}, h("div", {class: "track"}, h("i", {"width%": percent(word.weights[best]).replace(" ", "")})), percent(word.weights[best])));
   });
-  status.textContent = `${found.words.length} words over ${found.regions.length} regions in ${milliseconds(found.milliseconds)}`;
+  status.textContent = `${rows.length} words over ${found.regions.length} regions in ${milliseconds(found.milliseconds)}`;
   answer.replaceChildren(sentence(text, found.words, overlay), h("h2", {}, "The region of each word"), h("ul", {class: "words", id: "aligned"}, ...rows));
 }

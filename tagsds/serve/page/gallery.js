@@ -39,7 +39,7 @@ export function gallery(card) {
   }
 
   const head = h("div", {class: "row"}, h("div", {class: "field wide"}, h("label", {for: "contains"}, "Key contains"), filter));
-  const element = h("div", {}, head, grid, h("div", {class: "pager"}, back, on, line));
+  const element = h("div", {class: "gallery"}, head, grid, h("div", {class: "pager"}, back, on, line));
   return {element, show};
 }
 

@@ -31,7 +31,7 @@ export function panel(image, hint, to, use) {
   // Boxes as strong as the word's share of them; the strongest has its name.
   function show(word, weights) {
     const most = Math.max(...weights), order = weights.map((_, n) => n).sort((a, b) => weights[a] - weights[b]);
-    const strength = n => Math.max(FAINT, weights[n] / most);
+    const strength = n => Math.max(FAINT, (weights[n] / most) ** 1.5);
     shapes.replaceChildren(...order.flatMap(n => [
       box(image.regions[n], "under", strength(n)), box(image.regions[n], "over", strength(n)),
     ]));
@@ -66,6 +66,7 @@ export function panel(image, hint, to, use) {
   const element = h("section", {class: "panel", "aria-label": "Picture"}, frame, looks,
     h("div", {class: "row"}, another, step("Previous", image.previous), step("Next", image.next)),
     h("p", {class: "small soft number"}, image.key, image.drawn ? " · drawn from its regions, as the corpus has no picture" : ""),
-    use && captions.length ? [h("h2", {}, "Its captions"), h("ul", {class: "captions"}, ...captions)] : null);
+    use && captions.length ? h("details", {open: matchMedia("(min-width: 56rem)").matches},
+      h("summary", {}, "Its captions"), h("ul", {class: "captions"}, ...captions)) : null);
   return {element, show, clear};
 }

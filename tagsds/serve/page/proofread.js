@@ -21,7 +21,7 @@ export async function proofread(context) {
   const suspects = words.filter(word => word.suspicion >= SUSPECT);
   const said = word => {
     const other = word.suggestion && word.suggestion !== word.text.toLowerCase();
-    return other ? `rather “${word.suggestion}” (${percent(word.certainty)})` : word.suggestion ? `stays as it is (${percent(word.certainty)})` : "";
+    return other ? `rather “${word.suggestion}” (${percent(word.certainty)})` : word.suggestion ? `no other word is likelier (${percent(word.certainty)})` : "";
   };
   status.textContent = `${suspects.length ? `${suspects.length} of ${words.length} words suspected` : "No word suspected"} · ` +
     `s(I, T) ${number(found.score)} · ${milliseconds(found.milliseconds)}`;

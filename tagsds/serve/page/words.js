@@ -10,6 +10,10 @@ export function sentence(text, words, {show, clear, heat = () => 0, describe = (
   words.forEach((word, n) => {
     element.append(text.slice(end, word.start));
     end = word.end;
+    if (!/[\p{L}\p{N}]/u.test(word.text) && heat(n) < 0.5) {  // punctuation: nothing to point at
+      element.append(text.slice(word.start, word.end));
+      return;
+    }
     const on = () => word.weights && show(word.text, word.weights);
     element.append(h("button", {
       type: "button", class: "word", "--heat": heat(n), "aria-label": describe(n),
