@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import pytest
 
@@ -61,7 +62,19 @@ def open_view(driver, address: str) -> None:
 
 
 def all_of(driver, selector: str) -> list[str]:
-    return driver.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector)
+    return each(driver, selector, "e.innerText")
+
+
+def each(driver, selector: str, value: str) -> list:
+    """A JavaScript expression of every element `e` that the selector finds."""
+    return driver.execute_script(f"return [...document.querySelectorAll(arguments[0])].map(e => {value})", selector)
+
+
+def regions_of(driver, value: str) -> list:
+    """A JavaScript expression of every region `r` of the image test-000003, from the API."""
+    return driver.execute_script(
+        f"return fetch('/api/image/test-000003').then(a => a.json()).then(i => i.regions.map(r => {value}))"
+    )
 
 
 def keep(driver, artefacts: Path, name: str, width: int) -> None:
@@ -117,9 +130,9 @@ def test_proofreading_marks_words(driver, page, encoder):
     open_view(driver, f"{page}{VIEWS['proofread']}")
     text = "a red cross is above a large white heart"
     expected = encoder.proofread("test-000003", text)
-    heats = driver.execute_script("return [...document.querySelectorAll('.word')].map(e => +e.style.getPropertyValue('--heat'))")
+    heats = each(driver, ".word", "+e.style.getPropertyValue('--heat')")
     assert heats == pytest.approx([word.suspicion for word in expected], abs=1e-5)
-    colours = driver.execute_script("return [...document.querySelectorAll('.word')].map(e => getComputedStyle(e).backgroundColor)")
+    colours = each(driver, ".word", "getComputedStyle(e).backgroundColor")
     order = sorted(range(len(heats)), key=lambda n: heats[n])
     assert colours[order[0]] != colours[order[-1]]
     rows = all_of(driver, "#proofread li")
@@ -139,16 +152,12 @@ def test_pointing_at_a_word_draws_its_regions(driver, page, encoder):
     words = driver.find_elements("css selector", ".word")
     assert [word.text for word in words] == [word for word, _ in aligned]
     assert not driver.find_elements("css selector", ".frame rect")
-    names = driver.execute_script(
-        "return fetch('/api/image/test-000003').then(r => r.json()).then(i => i.regions.map(r => r.name))"
-    )
+    names = regions_of(driver, "r.name")
     for n in (1, 2):
         ActionChains(driver).move_to_element(words[n]).perform()
         weights = aligned[n][1]
         wait(driver, "document.querySelectorAll('.frame rect.over').length == arguments[0]", len(weights))
-        strong = driver.execute_script(
-            "return [...document.querySelectorAll('.frame rect.over')].map(e => +e.getAttribute('opacity'))"
-        )
+        strong = each(driver, ".frame rect.over", "+e.getAttribute('opacity')")
         expected = sorted(max(0.12, float(w / weights.max()) ** 1.5) for w in weights)
         assert strong == pytest.approx(expected, abs=1e-4)
         tag = driver.find_element("css selector", ".tag")
@@ -173,11 +182,9 @@ def test_the_boxes_lie_on_the_picture(driver, page):
             const img = document.querySelector('.frame img').getBoundingClientRect();
             const rects = [...document.querySelectorAll('.frame rect.over')];
             return rects.map(e => { const r = e.getBoundingClientRect();
-              return [(r.x - img.x) / img.width, (r.y - img.y) / img.height, (r.right - img.x) / img.width, (r.bottom - img.y) / img.height]; });
+              return [r.x, r.y, r.right, r.bottom].map((at, n) => n % 2 ? (at - img.y) / img.height : (at - img.x) / img.width); });
         """)  # fmt: skip
-        boxes = driver.execute_script(
-            "return fetch('/api/image/test-000003').then(r => r.json()).then(i => i.regions.map(r => r.box))"
-        )
+        boxes = regions_of(driver, "r.box")
         for box in boxes:
             assert any(one == pytest.approx(box, abs=0.02) for one in found), (box, found)
 
@@ -187,9 +194,7 @@ def test_writing_shows_negatives_and_what_was_dropped(driver, page, encoder):
     caption = encoder.captions("test-000003")[0]
     expected = encoder.write_negatives("test-000003", caption, 4, seed=5)
     assert all_of(driver, "#negatives .text") == [one.text for one in expected]
-    marked = driver.execute_script(
-        "return [...document.querySelectorAll('#negatives li')].map(e => e.querySelectorAll('mark').length)"
-    )
+    marked = each(driver, "#negatives li", "e.querySelectorAll('mark').length")
     assert marked == [len(one.changes) for one in expected]
     summaries = all_of(driver, ".results summary")
     assert len(summaries) == sum(bool(part) for part in expected.dropped.values())
@@ -220,10 +225,9 @@ def test_by_the_keyboard_alone(driver, page):
         for _ in range(most):
             press(Keys.TAB)
             if driver.execute_script(f"const e = document.activeElement; return {condition}"):
-                outline = driver.execute_script(
-                    "const s = getComputedStyle(document.activeElement); return [s.outlineStyle, s.boxShadow]"
-                )
-                assert outline[0] != "none" or outline[1] != "none", "the focus is seen"
+                style = "getComputedStyle(document.activeElement)"
+                seen = driver.execute_script(f"return {style}.outlineStyle != 'none' || {style}.boxShadow != 'none'")
+                assert seen, "the focus is seen"
                 return
         raise AssertionError(f"the Tab key does not reach {condition}")
 
@@ -267,10 +271,8 @@ def test_text_is_never_read_as_markup(driver, live, encoder_run, world):
     with live(make_app(Desk(encoder, None, "test", None, Limits()), hosts_of("127.0.0.1"))) as address:
         key = encoder.keys[0]
         for view in ("proofread", "write", "align", "find"):
-            open_view(driver, f"{address}#/{view}?image={key}")
+            open_view(driver, f"{address}#/{view}?image={key}&k=100")
             assert "<script>" in driver.find_element("css selector", "main").text, view
-        from urllib.parse import quote_plus
-
         open_view(driver, f"{address}#/proofread?image={key}&sentence={quote_plus(EVIL)}")
         assert "onerror" in driver.find_element("css selector", ".sentence").text
         open_view(driver, f"{address}#/find?sentence={quote_plus(EVIL)}")
@@ -281,6 +283,7 @@ def test_text_is_never_read_as_markup(driver, live, encoder_run, world):
 
 def test_a_problem_is_said_and_can_be_tried_again(driver, page):
     open_view(driver, f"{page}{VIEWS['unknown']}")
+    assert driver.find_element("link text", "Start afresh").get_attribute("href") == f"{page}#/proofread"
     assert "Image 'nowhere' is not in split 'test'" in all_of(driver, "[role=alert]")[0]
     open_view(driver, f"{page}#/proofread?image=test-000003&sentence={'red+' * 60}")
     assert "max_position_embeddings" in all_of(driver, ".results [role=alert]")[0]
@@ -306,32 +309,33 @@ def test_the_page_fits_and_can_be_read(page, artefacts, dark):
                 assert hidden_width(driver) <= 0, label
                 assert contrast_failures(driver) == [], label
                 assert driver.execute_script(CUT) == [], label
-                hosts = driver.execute_script(
-                    "return [...new Set(performance.getEntries().map(e => e.name).filter(n => /^[a-z]+:/.test(n)).map(n => new URL(n).origin))]"
-                )
+                hosts = driver.execute_script(HOSTS)
                 assert set(hosts) <= {page.rstrip("/")}, label
                 keep(driver, artefacts, f"serve-{name}-{width}{'-dark' if dark else ''}", width)
         said = [entry for entry in driver.get_log("browser") if "404" not in entry["message"]]  # of the unknown image
         assert said == [], json.dumps(said)
 
 
+HOSTS = "return performance.getEntries().map(e => e.name).filter(n => /^[a-z]+:/.test(n)).map(n => new URL(n).origin)"
 CUT = """
 const found = [];
 for (const e of document.querySelectorAll("a, button, h1, h2, p, label, select, summary, li, dt, dd, span")) {
   const style = getComputedStyle(e);
   if (!e.checkVisibility() || style.overflow === "visible" || e.closest("pre, textarea, .results ul")) continue;
-  if (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1) found.push(e.className + ": " + e.innerText.slice(0, 40));
+  const cut = e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1;
+  if (cut) found.push(e.className + ": " + e.innerText.slice(0, 40));
 }
 for (const e of document.querySelectorAll("select")) {
   const pen = document.createElement("canvas").getContext("2d"), style = getComputedStyle(e);
   pen.font = style.font;
-  const text = pen.measureText(e.selectedOptions[0].text).width + parseFloat(style.paddingLeft) + parseFloat(style.paddingRight) + 22;
-  if (text > e.clientWidth) found.push("select: " + e.selectedOptions[0].text);
+  const room = e.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - 22;
+  if (pen.measureText(e.selectedOptions[0].text).width > room) found.push("select: " + e.selectedOptions[0].text);
 }
-const buttons = [...document.querySelectorAll("main button:not(.word), main .button, nav a, textarea, select, input")].filter(e => e.checkVisibility());
-const boxes = buttons.map(e => [e, e.getBoundingClientRect()]);
+const controls = [...document.querySelectorAll("main button:not(.word), nav a, textarea, select, input")].filter(e => e.checkVisibility());
+const boxes = controls.map(e => [e, e.getBoundingClientRect()]);
+const apart = (x, y) => x.left >= y.right - 1 || y.left >= x.right - 1 || x.top >= y.bottom - 1 || y.top >= x.bottom - 1;
 for (const [a, x] of boxes) for (const [b, y] of boxes)
-  if (a !== b && !a.contains(b) && !b.contains(a) && x.left < y.right - 1 && y.left < x.right - 1 && x.top < y.bottom - 1 && y.top < x.bottom - 1)
+  if (a !== b && !a.contains(b) && !b.contains(a) && !apart(x, y))
     found.push("over each other: " + (a.innerText || a.id) + ", " + (b.innerText || b.id));
 return found;
 """

@@ -38,7 +38,8 @@ async function render() {
     if (error.name === "AbortError") return;
     shown = undefined;
     const again = h("button", {type: "button", onclick: render}, "Try again");
-    const problem = h("div", {class: "problem", role: "alert"}, h("p", {}, error.message), again);
+    const problem = h("div", {class: "problem", role: "alert"}, h("p", {}, error.message),
+      h("div", {class: "row"}, again, h("a", {class: "button", href: address(view)}, "Start afresh")));
     const place = main.querySelector(".results");
     if (place) place.replaceChildren(problem);
     else main.replaceChildren(h("h1", {}, titles[view]), problem);
