@@ -7,12 +7,23 @@ import {choose} from "./gallery.js";
 const SVG = "http://www.w3.org/2000/svg";
 const FAINT = 0.12; // share of a region below which its box is hardly drawn
 
-function box(region, name, opacity) {
-  const [x1, y1, x2, y2] = region.box;
-  const rect = document.createElementNS(SVG, "rect");
-  const values = {x: 100 * x1, y: 100 * y1, width: 100 * (x2 - x1), height: 100 * (y2 - y1), class: name, opacity};
-  for (const [key, value] of Object.entries(values)) rect.setAttribute(key, value);
-  return rect;
+function shape(tag, values, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(values)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+function box({box: [x1, y1, x2, y2]}, name, opacity) {
+  return shape("rect", {x: 100 * x1, y: 100 * y1, width: 100 * (x2 - x1), height: 100 * (y2 - y1), class: name, opacity});
+}
+
+// A shade over the picture that is lifted in each region, as far as the word looks at it.
+function shade(regions, strength) {
+  const whole = {width: 100, height: 100};
+  const lit = shape("mask", {id: "lit", maskUnits: "userSpaceOnUse", x: 0, y: 0, ...whole},
+    shape("rect", {class: "all", ...whole}), ...regions.map((region, n) => box(region, "hole", strength(n))));
+  return [lit, shape("rect", {class: "shade", mask: "url(#lit)", ...whole})];
 }
 
 // `to(key)`: shows another picture. `use(caption)`: takes a caption as the sentence.
@@ -32,7 +43,7 @@ export function panel(image, hint, to, use) {
   function show(word, weights) {
     const most = Math.max(...weights), order = weights.map((_, n) => n).sort((a, b) => weights[a] - weights[b]);
     const strength = n => Math.max(FAINT, (weights[n] / most) ** 1.5);
-    shapes.replaceChildren(...order.flatMap(n => [
+    shapes.replaceChildren(...shade(image.regions, strength), ...order.flatMap(n => [
       box(image.regions[n], "under", strength(n)), box(image.regions[n], "over", strength(n)),
     ]));
     const best = order.at(-1), [x1, y1] = image.regions[best].box;
