@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -223,6 +224,27 @@ def finish(
     print(comparison_table(table))
     trained = f"trained for {experiment.training_seconds / 60:.1f} minutes; " if experiment.training_seconds else ""
     say(f"{trained}figures in {results}, report in {report}")
+    if page := page_command(folder, data):
+        say(f"to search, proofread and write in the browser: {page}")
+
+
+def page_command(folder: Path, data: Path) -> str | None:
+    """The command that opens the page on what was trained (the strongest encoder, with a matcher where there is one), by paths that
+    are there; None without an encoder."""
+    finished = {run.name: run for run in folder.glob("*") if (run / "export" / "model.safetensors").is_file()}
+    encoder = next((finished[name] for name in ("tagsdc", "tags", "baseline") if name in finished), None)
+    if encoder is None:
+        return None
+    matcher = next((finished[name] for kind in MATCHER_KINDS for name in (f"{kind}-2-adaptive", kind) if name in finished), None)
+    program = Path(sys.executable).parent / "tagsds-serve"
+    words = [shown(program) if program.is_file() else "tagsds-serve", "--checkpoint", shown(encoder), "--data", shown(data)]
+    return shlex.join([*words, *(["--matcher", shown(matcher)] if matcher else [])])
+
+
+def shown(path: Path) -> str:
+    """Relative to the folder of the shell where the path lies in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def run() -> None:
