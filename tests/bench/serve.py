@@ -4,7 +4,8 @@
 
 Each client asks again as soon as it has its answer, with a draw of its own from MIX, the kinds of requests that a page makes.
 Whatever is not status 200 with the content that was asked for counts as lost. Memory is the server's RSS, read twice a second in
-the second half of the time (libraries fill caches by the shapes they meet): means of the first and of the last quarter of the readings.
+the second half of the time, as libraries fill caches by the shapes they meet: means of the first and of the last quarter of the
+readings.
 """
 
 from __future__ import annotations

@@ -317,6 +317,26 @@ def test_the_page_fits_and_can_be_read(page, artefacts, dark):
         assert said == [], json.dumps(said)
 
 
+def test_the_gallery_fits_and_motion_can_be_left_out(driver, page, artefacts):
+    for width in (400, 1400):
+        width_of(driver, width)
+        open_view(driver, f"{page}{VIEWS['write']}")
+        driver.find_element("id", "choose").click()
+        wait(driver, "document.querySelectorAll('dialog .thumb img').length == 20")
+        assert wait(driver, "[...document.querySelectorAll('dialog img')].slice(0, 4).every(i => i.naturalWidth)")
+        inside = "const d = document.querySelector('dialog'), b = d.getBoundingClientRect(); "
+        assert driver.execute_script(inside + "return b.left >= 0 && b.right <= innerWidth && d.scrollWidth <= d.clientWidth")
+        assert contrast_failures(driver) == []
+        driver.save_screenshot(str(artefacts / f"serve-gallery-{width}.png"))
+    moves = "return getComputedStyle(document.querySelector('main'), '::before').animationName"
+    driver.execute_script("document.querySelector('main').className = 'busy'")
+    assert driver.execute_script(moves) == "go"
+    still = {"name": "prefers-reduced-motion", "value": "reduce"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [still]})
+    assert driver.execute_script(moves) == "none"
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 HOSTS = "return performance.getEntries().map(e => e.name).filter(n => /^[a-z]+:/.test(n)).map(n => new URL(n).origin)"
 CUT = """
 const found = [];
