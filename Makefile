@@ -10,6 +10,7 @@ RANKS ?= 2
 PORT ?= 29600
 DATA ?=
 PAIRS ?=
+PICTURES ?=
 SEEDS ?= 1 2
 
 # The venv's own ninja and launcher first, as in an activated venv: another version of ninja would compile DeepSpeed's all-reduce anew.
@@ -60,10 +61,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 # make coco-boxes DATA=<folder with captions_val2017.json, boxes_val2017.txt, coco.names, splits.json>
-#   [PAIRS=<folder of SugarCrepe's JSON files>] [SEEDS="1 2"]
+#   [PAIRS=<folder of SugarCrepe's JSON files>] [PICTURES=<folder of the pictures, for the report>] [SEEDS="1 2"]
 coco-boxes: $(STAMP)
 	@$(BIN)/python -m tagsds.experiment coco-boxes --output $(RUNS)/coco-boxes --ranks $(RANKS) --port $(PORT) \
-		--seeds $(SEEDS) $(if $(DATA),--source "$(DATA)") $(if $(PAIRS),--pairs "$(PAIRS)")
+		--seeds $(SEEDS) $(if $(DATA),--source "$(DATA)") $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(PICTURES),--pictures "$(PICTURES)")
 
 # the embedded world with several seeds: what writing negatives brings on edited captions
 world: $(STAMP)

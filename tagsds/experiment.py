@@ -30,6 +30,7 @@ from tagsds.errors import UserError, command
 from tagsds.files import read_json
 from tagsds.formats.results import read_results
 from tagsds.prepare import different_settings
+from tagsds.reporting.pictures import check_directory
 from tagsds.reporting.table import comparison_table
 from tagsds.shipped import checkout
 
@@ -176,9 +177,7 @@ def call(arguments: list[str], env: dict[str, str] | None = None) -> None:
         raise UserError(f"'{' '.join(arguments[:6])} ...' ended with status {done.returncode}; its message is above.")
 
 
-def run_all(
-    experiment: Experiment, runs: list[Stage], data: Path, seeds: list[int], evaluation: list[str]
-) -> dict[str, Any]:
+def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[int], evaluation: list[str]) -> dict[str, Any]:
     """All stages of all seeds: {stage: {seed: results}}."""
     rows: dict[str, Any] = {}
     for seed in seeds:
@@ -211,7 +210,7 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(
-    experiment: Experiment, corpus: str, which: str, data: Path, rows: dict[str, Any], seeds: list[int]
+    experiment: Experiment, corpus: str, which: str, data: Path, rows: dict[str, Any], seeds: list[int], pictures: Path | None
 ) -> None:
     suffix = "" if which == "tagsdc" else f"-{which}"
     results = experiment.output / f"results{suffix}.json"
@@ -220,15 +219,16 @@ def finish(
     folder = experiment.output / f"seed{seeds[0]}"
     runs = [str(folder / stage.name) for stage in stages(corpus, which) if stage.evaluated or which == "tagsdc"]
     report = experiment.output / f"report{suffix}.html"
-    call([sys.executable, "-m", "tagsds.report", *runs, "--data", str(data), "--output", str(report)])
+    options = ["--data", str(data), *(["--pictures", str(pictures.resolve())] if pictures else [])]
+    call([sys.executable, "-m", "tagsds.report", *runs, *options, "--output", str(report)])
     print(comparison_table(table))
     trained = f"trained for {experiment.training_seconds / 60:.1f} minutes; " if experiment.training_seconds else ""
     say(f"{trained}figures in {results}, report in {report}")
-    if page := page_command(folder, data):
+    if page := page_command(folder, data, pictures):
         say(f"to search, proofread and write in the browser: {page}")
 
 
-def page_command(folder: Path, data: Path) -> str | None:
+def page_command(folder: Path, data: Path, pictures: Path | None = None) -> str | None:
     """The command that opens the page on what was trained (the strongest encoder, with a matcher where there is one), by paths that
     are there; None without an encoder."""
     finished = {run.name: run for run in folder.glob("*") if (run / "export" / "model.safetensors").is_file()}
@@ -238,7 +238,8 @@ def page_command(folder: Path, data: Path) -> str | None:
     matcher = next((finished[name] for kind in MATCHER_KINDS for name in (f"{kind}-2-adaptive", kind) if name in finished), None)
     program = Path(sys.executable).parent / "tagsds-serve"
     words = [shown(program) if program.is_file() else "tagsds-serve", "--checkpoint", shown(encoder), "--data", shown(data)]
-    return shlex.join([*words, *(["--matcher", shown(matcher)] if matcher else [])])
+    words += ["--matcher", shown(matcher)] if matcher else []
+    return shlex.join([*words, *(["--pictures", shown(pictures)] if pictures else [])])
 
 
 def shown(path: Path) -> str:
@@ -255,11 +256,14 @@ def run() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--source", type=Path, help="coco-boxes: captions_val2017.json, boxes_val2017.txt, coco.names, splits.json")
     parser.add_argument("--pairs", type=Path, help="coco-boxes: folder of SugarCrepe's JSON files")
+    parser.add_argument("--pictures", type=Path, help="folder of picture files by image key, for the report")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--port", type=int, default=29600)
     args = parser.parse_args()
     if checkout() is None:
         raise UserError(f"experiments run from a checkout of the project, and {ROOT} is none; clone it and run `make demo` there.")
+    if args.pictures is not None:
+        check_directory(args.pictures)
     corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
     if corpus == "world":
         source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]
@@ -268,7 +272,7 @@ def run() -> None:
     experiment = Experiment(args.output.resolve(), args.ranks, args.port)
     data = experiment.pack(source)
     rows = run_all(experiment, stages(corpus, args.which), data, args.seeds, evaluation)
-    finish(experiment, corpus, args.which, data, rows, args.seeds)
+    finish(experiment, corpus, args.which, data, rows, args.seeds, args.pictures)
 
 
 def coco_boxes_source(folder: Path | None, pairs: Path | None) -> tuple[list[str], list[str]]:

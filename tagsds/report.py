@@ -1,6 +1,6 @@
 """One self-contained page about one or several runs: recall, losses, scores, rankings and written negatives.
 
-    tagsds-report RUN... [--data SHARDS] [--output report.html]
+tagsds-report RUN... [--data SHARDS] [--pictures FOLDER] [--output report.html]
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+from markupsafe import Markup
 
 from tagsds.errors import UserError, command, first_line
 from tagsds.files import write_text
 from tagsds.reporting import plots, sections
-from tagsds.reporting.pictures import data_uri, find_pictures
+from tagsds.reporting.boxes import boxes_svg, drawn_regions
+from tagsds.reporting.pictures import check_directory, data_uri, find_pictures, pictures_of
 from tagsds.reporting.runs import Run, data_folder, read_runs
 
 ORDINARY = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, TemplateError)
@@ -35,7 +37,14 @@ MOST_NEGATIVES = 6  # captions whose written negatives are shown, a run
 MOST_WRITTEN = 6  # sentences of each
 
 
-def rankings(runs: Sequence[Run], pictures: dict[str, str]) -> list[dict[str, Any]]:
+class Shown(NamedTuple):
+    """How an image is shown: by its picture (a data URI), or drawn from its boxes (SVG)."""
+
+    uri: str = ""
+    drawing: Markup = Markup()
+
+
+def rankings(runs: Sequence[Run], pictures: dict[str, Shown]) -> list[dict[str, Any]]:
     """Captions with the top five images of the last run that ranked them, and the true image's rank in every run."""
     evaluated = [(run, result) for run in runs for result in run.results if result.get("examples")]
     if not evaluated:
@@ -56,7 +65,7 @@ def rankings(runs: Sequence[Run], pictures: dict[str, str]) -> list[dict[str, An
     return out
 
 
-def negatives(run: Run, pictures: dict[str, str]) -> list[dict[str, Any]]:
+def negatives(run: Run, pictures: dict[str, Shown]) -> list[dict[str, Any]]:
     """Captions with the sentences written against them, the hardest first."""
     out = []
     for entry in run.examples.get("negatives", [])[:MOST_NEGATIVES]:
@@ -86,32 +95,40 @@ def word_of(word: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def collect_pictures(runs: Sequence[Run], data: Path | None) -> dict[str, str]:
-    """Data URIs of every picture the page shows, by image key; shards that are not there give none."""
-    keys: dict[Path, dict[str, None]] = {}
-    splits: dict[Path, list[str]] = {}
+def collect_pictures(runs: Sequence[Run], data: Path | None, directory: Path | None = None) -> dict[str, Shown]:
+    """What the page shows of every image, by key: the picture in `directory`, that in the shards, or the boxes in the shards.
+    Images of which none is there are left out."""
+    keys: dict[Path | None, dict[str, None]] = {}
+    splits: dict[Path | None, list[str]] = {}
     for run in runs:
         folder = data or data_folder(run)
-        if folder is None or folder == NO_PICTURES:
-            continue
-        wanted = keys.setdefault(folder, {})
+        wanted = keys.setdefault(None if folder == NO_PICTURES else folder, {})
         for result in run.results:
             splits.setdefault(folder, []).append(result["split"])
             for example in result.get("examples", []):
                 wanted |= dict.fromkeys([example["image"], *(top["image"] for top in example["top"])])
         wanted |= dict.fromkeys(entry["image"] for entry in run.examples.get("negatives", [])[:MOST_NEGATIVES])
-    pictures: dict[str, str] = {}
+    shown: dict[str, Shown] = {}
     for folder, wanted in keys.items():
-        for key, picture in find_pictures(folder, wanted, splits.get(folder, [])).items():
-            if uri := data_uri(picture):
-                pictures[key] = uri
-    return pictures
+        if directory is not None:
+            shown |= embedded(pictures_of(directory, (key for key in wanted if key not in shown)))
+        if folder is not None:
+            named = splits.get(folder, [])
+            shown |= embedded(find_pictures(folder, [key for key in wanted if key not in shown], named))
+            drawn = drawn_regions(folder, [key for key in wanted if key not in shown], named)
+            shown |= {key: Shown(drawing=Markup(boxes_svg(*regions))) for key, regions in drawn.items()}
+    return shown
 
 
-def render(runs: Sequence[Run], data: Path | None = None) -> str:
-    """The page."""
+def embedded(pictures: dict[str, bytes]) -> dict[str, Shown]:
+    """Those that can be decoded, as data URIs."""
+    return {key: Shown(uri) for key, picture in pictures.items() if (uri := data_uri(picture))}
+
+
+def render(runs: Sequence[Run], data: Path | None = None, directory: Path | None = None) -> str:
+    """The page. `data`: shards in place of those the runs name; `directory`: picture files by key."""
     colours = {run.name: plots.colour(number) for number, run in enumerate(runs)}
-    pictures = collect_pictures(runs, data)
+    pictures = collect_pictures(runs, data, directory)
     environment = Environment(
         loader=PackageLoader("tagsds"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -123,6 +140,7 @@ def render(runs: Sequence[Run], data: Path | None = None) -> str:
         evaluations=sections.evaluations(runs, colours),
         curves=sections.curve_groups(runs, colours),
         distributions=sections.distributions(runs),
+        drawn=any(shown.drawing for shown in pictures.values()),
         negatives_scored=any(run.examples.get("scores") for run in runs),
         rankings=rankings(runs, pictures),
         negatives=[(run.name, found) for run in runs if (found := negatives(run, pictures))],
@@ -135,13 +153,15 @@ def source_of(result: dict[str, Any]) -> str:
     return json.dumps(result.get("provenance", {}), indent=2, ensure_ascii=False)
 
 
-def write_report(folders: Sequence[Path], output: Path, data: Path | None = None) -> None:
-    """Read the runs and write the page; nothing is written where a run cannot be read."""
+def write_report(folders: Sequence[Path], output: Path, data: Path | None = None, pictures: Path | None = None) -> None:
+    """Read the runs and write the page; nothing is written where a run cannot be read. `data` and `pictures` as in `render`."""
     if data is not None and not (data / "manifest.json").is_file():
         raise UserError(f"--data {data} holds no manifest.json; give a folder of packed shards.")
+    if pictures is not None:
+        check_directory(pictures)
     runs = read_runs(list(folders))
     try:
-        page = render(runs, data)
+        page = render(runs, data, pictures)
     except ORDINARY as error:
         raise damaged(runs, error) from error
     write_text(output, page)
@@ -177,11 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tagsds-report", description="An HTML page about one or several runs.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="training runs, in the order of the stages")
     parser.add_argument("--data", type=Path, help="shards with the pictures (otherwise those the runs name)")
+    parser.add_argument("--pictures", type=Path, help="folder of picture files by image key, for shards without pictures")
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     options = parser.parse_args(arguments)
 
     def body() -> None:
-        write_report(options.runs, options.output, options.data)
+        write_report(options.runs, options.output, options.data, options.pictures)
         print(f"written to {options.output} ({options.output.stat().st_size / 2**20:.1f} MiB)")
 
     command(body)()

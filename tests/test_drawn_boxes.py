@@ -69,12 +69,12 @@ def test_colours():
 def test_a_drawing():
     boxes = [[0.5, 0.5, 0.75, 1.0], [0.0, 0.0, 1.0, 0.5], [0.25, 0.5, 0.5, 0.75]]
     drawing = ElementTree.fromstring(boxes_svg(boxes, ["dog", "<b>&", ""], 2.0, standalone=True))
-    assert drawing.get("viewBox") == "0 0 240 120" and drawing.get("role") == "img"
+    assert drawing.get("viewBox") == "0 0 200 100" and drawing.get("role") == "img"
     assert drawing.find(f"{SVG}title").text == "Boxes of a <b>&, a dog and another region."
     groups = drawing.findall(f"{SVG}g")
     assert [group.find(f"{SVG}title").text for group in groups] == ["<b>&", "dog", "region"]  # large to small
     shapes = [{k: group.find(f"{SVG}rect").get(k) for k in ("x", "y", "width", "height")} for group in groups]
-    assert [list(map(float, shape.values())) for shape in shapes] == [[0, 0, 240, 60], [120, 60, 60, 60], [60, 60, 60, 30]]
+    assert [list(map(float, shape.values())) for shape in shapes] == [[0, 0, 200, 50], [100, 50, 50, 50], [50, 50, 50, 25]]
     assert [text.text for text in drawing.findall(f"{SVG}text")] == ["<b>&", "dog"]
     inline = boxes_svg(boxes, ["dog", "<b>&", ""], 2.0)
     assert "<b>" not in inline and "xmlns" not in inline and "http" not in inline
@@ -90,18 +90,18 @@ def test_an_empty_drawing():
 def test_labels_never_cover_each_other():
     generator = np.random.default_rng(0)
     for count, kinds in ((3, 3), (12, 6), (40, 25), (63, 5)):
-        corners = np.sort(generator.random((count, 2, 2)), axis=1).reshape(count, 4) * [240, 180, 240, 180]
+        corners = np.sort(generator.random((count, 2, 2)), axis=1).reshape(count, 4) * [200, 150, 200, 150]
         places = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in corners.tolist()]
         names = [f"{'long ' * (i % kinds % 3)}kind {i % kinds}" for i in range(count)]
-        labels = labels_of(places, names, 180)
+        labels = labels_of(places, names, 150)
         for number, (_, _, spot) in enumerate(labels):
-            assert spot[0] >= 0 and spot[1] >= 0 and spot[0] + spot[2] <= WIDTH + 1e-6 and spot[1] + LABEL <= 180
+            assert spot[0] >= 0 and spot[1] >= 0 and spot[0] + spot[2] <= WIDTH + 1e-6 and spot[1] + LABEL <= 150
             assert not any(overlap(spot, other) for _, _, other in labels[:number])
         if kinds <= 6:
             assert {names[i] for i, _, _ in labels} == set(names)  # each class is named
-    same = [(0.0, 0.0, 240.0, 180.0)] * 4
-    assert len(labels_of(same, ["a", "b", "c", "d"], 180)) == 4  # four corners
-    ((_, text, spot),) = labels_of(same[:1], ["a name that is far too long for any drawing of boxes"], 180)
+    same = [(0.0, 0.0, 200.0, 150.0)] * 4
+    assert len(labels_of(same, ["a", "b", "c", "d"], 150)) == 4  # four corners
+    ((_, text, spot),) = labels_of(same[:1], ["a name that is far too long for any drawing of boxes"], 150)
     assert text.endswith("…") and spot[2] == label_width(text) <= WIDTH * 0.6
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from tagsds import experiment
 from tagsds.config import load_config
+from tagsds.errors import UserError
 from tagsds.experiment import Stage, page_command, stages, start_folder, summary
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join")]
@@ -59,5 +61,25 @@ def test_the_page_is_opened_on_what_is_there(tmp_path, monkeypatch) -> None:
     (tmp_path / "bin" / "tagsds-serve").touch()
     command = "bin/tagsds-serve --checkpoint runs/seed1/tagsdc --data runs/data --matcher runs/seed1/scan"
     assert page_command(folder, data) == command
+    assert page_command(folder, data, tmp_path / "my pictures") == f"{command} --pictures 'my pictures'"
     monkeypatch.chdir(tmp_path / "bin")
     assert str(folder / "tagsdc") in (page_command(folder, data) or "")
+
+
+def test_pictures_reach_the_report(tmp_path, monkeypatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(experiment, "call", calls.append)
+    figures = dict.fromkeys(("text_r1", "text_r5", "text_r10", "image_r1", "image_r5", "image_r10", "rsum"), 1.0)
+    rows = {"tags": {"1": {"recalls": figures}}}
+    made = experiment.Experiment(tmp_path, 1, 29600)
+    experiment.finish(made, "coco-boxes", "tagsdc", tmp_path / "data", rows, [1], tmp_path / "pictures")
+    experiment.finish(made, "coco-boxes", "tagsdc", tmp_path / "data", rows, [1], None)
+    assert calls[0][calls[0].index("--pictures") + 1] == str(tmp_path / "pictures") and "--pictures" not in calls[1]
+
+
+def test_a_folder_of_pictures_that_is_not_there_ends_it_at_once(tmp_path, monkeypatch) -> None:
+    arguments = ["experiment", "demo", "--output", str(tmp_path / "out"), "--pictures", str(tmp_path / "none")]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(UserError, match=r"--pictures .*none is no folder"):
+        experiment.run()
+    assert not (tmp_path / "out").exists()

@@ -23,8 +23,9 @@ Drawn = tuple[NDArray[np.float32], list[str], float]  # boxes [n, 4], n class na
 Place = tuple[float, float, float, float]  # x, y, width, height in units of the drawing
 
 ASPECT = 4 / 3  # of an image whose size is not known
-WIDTH = 240  # units of the drawing
+WIDTH = 200  # units of the drawing
 FONT = 15  # units
+MOST_BOXES = 64  # that are drawn, the largest; the sentence counts all
 LABEL = 19  # height of a label, units
 COLOURS = (
     "#1e6ad5", "#ac5619", "#0e7e46", "#af20df", "#806d0e", "#d31e5a",
@@ -77,7 +78,7 @@ def class_names(sample: dict, manifest: Manifest, where: str, count: int) -> lis
 
 
 def boxes_svg(boxes: ArrayLike, names: Sequence[str], aspect: float = ASPECT, standalone: bool = False) -> str:
-    """An SVG drawing of an image's boxes with their class names, 240 units wide.
+    """An SVG drawing of an image's boxes with their class names, WIDTH units wide.
 
     boxes       [n, 4]: x1, y1, x2, y2 as fractions of the image
     names       n class names, "" for a region without one
@@ -95,11 +96,13 @@ def boxes_svg(boxes: ArrayLike, names: Sequence[str], aspect: float = ASPECT, st
     scaled = fractions.clip(0, 1) * np.array([WIDTH, height, WIDTH, height])
     places = [(float(x1), float(y1), float(max(x2 - x1, 0)), float(max(y2 - y1, 0))) for x1, y1, x2, y2 in scaled]
     order = sorted(range(len(places)), key=lambda i: -places[i][2] * places[i][3])
+    sentence = sentence_of([names[i] for i in order])
+    order = order[:MOST_BOXES]
     colours = colours_of(names)
     namespace = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"' if standalone else ""
     parts = [
         f'<svg{namespace} class="boxes" viewBox="0 0 {WIDTH} {height}" role="img">',
-        f"<title>{escape(sentence_of([names[i] for i in order]))}</title>",
+        f"<title>{escape(sentence)}</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="var(--page, #f6f7f9)"/>',
     ]
     for i in order:
@@ -150,13 +153,14 @@ def labels_of(places: Sequence[Place], names: Sequence[str], height: int) -> lis
 
 
 def candidates(box: Place, width: float, height: int, anywhere: bool) -> list[Place]:
-    """Places for a label of this width, the best first: in the box's corners, above and below it, then (`anywhere`) the rest of the
-    drawing from near to far."""
+    """Places for a label of this width, the best first: in the box's corners, above and below it (for a box that a label would
+    cover: the other way round), then (`anywhere`) the rest of the drawing from near to far."""
     x, y, wide, tall = box
     right, low = x + wide - width, y + tall - LABEL
-    spots = [(x, y), (right, y), (x, low), (right, low)]
+    inside = [(x, y), (right, y), (x, low), (right, low)]
+    outside = [(x, y - LABEL), (x, y + tall), (right, y - LABEL), (right, y + tall)] if anywhere else []
+    spots = outside + inside if wide < width or tall < 1.5 * LABEL else inside + outside
     if anywhere:
-        spots += [(x, y - LABEL), (x, y + tall), (right, y - LABEL), (right, y + tall)]
         grid = [(float(a), float(b)) for b in range(0, height - LABEL + 1, LABEL // 2) for a in range(0, int(WIDTH - width) + 1, 8)]
         spots += sorted(grid, key=lambda spot: (spot[0] - x) ** 2 + (spot[1] - y) ** 2)
     held = [(min(max(a, 0.0), WIDTH - width), min(max(b, 0.0), float(height - LABEL))) for a, b in spots]

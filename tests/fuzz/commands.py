@@ -30,7 +30,8 @@ from tagsds.models.card import Card
 from tests import stand_in
 from tests import tiny_corpus as tiny
 from tests.fuzz import damage
-from tests.fuzz.targets import ROOT, reseal_corpus
+from tests.fuzz.corpus_targets import reseal_corpus
+from tests.fuzz.run_targets import ROOT
 
 RECIPE = """objective: retrieval
 optimiser: {steps: 1}

@@ -82,7 +82,7 @@ class Bench:
 
 
 def digest_of(target: Any, folder: Path) -> str:
-    from tests.fuzz.targets import digest
+    from tests.fuzz.digest import digest
 
     return digest(target.load(folder))
 
