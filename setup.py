@@ -30,7 +30,7 @@ setup(
     ],
     package_dir={"tagsds.ds_configs": "ds_configs", "tagsds.slurm": "slurm"},
     package_data={
-        "tagsds": ["py.typed", "recipes/*.yaml", "templates/*", "kernels/cpu/*.cpp", "kernels/cpu/*.h"],
+        "tagsds": ["py.typed", "recipes/*.yaml", "templates/*", "serve/page/*", "kernels/cpu/*.cpp", "kernels/cpu/*.h"],
         "tagsds.ds_configs": ["*.json", "*.md"],
         "tagsds.slurm": ["*.sh", "*.md"],
     },
@@ -90,6 +90,7 @@ setup(
             "tagsds-report=tagsds.report:main",
             "tagsds-train=tagsds.train:main",
             "tagsds-project=tagsds.project:main",
+            "tagsds-serve=tagsds.serve.command:main",
         ]
     },
 )

@@ -33,6 +33,7 @@ COMMANDS = {
     "tagsds-evaluate": "tagsds.evaluate",
     "tagsds-report": "tagsds.report",
     "tagsds-write": "tagsds.write",
+    "tagsds-serve": "tagsds.serve.command",
     "tagsds-project": "tagsds.project",
     "python -m tagsds.preflight": "tagsds.preflight",
     "python -m tagsds.experiment": "tagsds.experiment",

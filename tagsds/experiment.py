@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -176,9 +177,7 @@ def call(arguments: list[str], env: dict[str, str] | None = None) -> None:
         raise UserError(f"'{' '.join(arguments[:6])} ...' ended with status {done.returncode}; its message is above.")
 
 
-def run_all(
-    experiment: Experiment, runs: list[Stage], data: Path, seeds: list[int], evaluation: list[str]
-) -> dict[str, Any]:
+def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[int], evaluation: list[str]) -> dict[str, Any]:
     """All stages of all seeds: {stage: {seed: results}}."""
     rows: dict[str, Any] = {}
     for seed in seeds:
@@ -225,6 +224,28 @@ def finish(
     print(comparison_table(table))
     trained = f"trained for {experiment.training_seconds / 60:.1f} minutes; " if experiment.training_seconds else ""
     say(f"{trained}figures in {results}, report in {report}")
+    if page := page_command(folder, data, pictures):
+        say(f"to search, proofread and write in the browser: {page}")
+
+
+def page_command(folder: Path, data: Path, pictures: Path | None = None) -> str | None:
+    """The command that opens the page on what was trained (the strongest encoder, with a matcher where there is one), by paths that
+    are there; None without an encoder."""
+    finished = {run.name: run for run in folder.glob("*") if (run / "export" / "model.safetensors").is_file()}
+    encoder = next((finished[name] for name in ("tagsdc", "tags", "baseline") if name in finished), None)
+    if encoder is None:
+        return None
+    matcher = next((finished[name] for kind in MATCHER_KINDS for name in (f"{kind}-2-adaptive", kind) if name in finished), None)
+    program = Path(sys.executable).parent / "tagsds-serve"
+    words = [shown(program) if program.is_file() else "tagsds-serve", "--checkpoint", shown(encoder), "--data", shown(data)]
+    words += ["--matcher", shown(matcher)] if matcher else []
+    return shlex.join([*words, *(["--pictures", shown(pictures)] if pictures else [])])
+
+
+def shown(path: Path) -> str:
+    """Relative to the folder of the shell where the path lies in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def run() -> None:

@@ -5,7 +5,7 @@ import pytest
 from tagsds import experiment
 from tagsds.config import load_config
 from tagsds.errors import UserError
-from tagsds.experiment import Stage, stages, start_folder, summary
+from tagsds.experiment import Stage, page_command, stages, start_folder, summary
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join")]
 
@@ -39,6 +39,31 @@ def test_summary_by_hand() -> None:
     figure = summary(rows)["tags"]["rsum"]
     assert figure["seeds"] == [100.0, 104.0] and figure["mean"] == 102.0
     assert figure["std"] == pytest.approx(8**0.5)
+
+
+def test_the_page_is_opened_on_what_is_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    folder, data = tmp_path / "runs" / "seed1", tmp_path / "runs" / "data"
+
+    def finish(name: str) -> None:
+        (folder / name / "export").mkdir(parents=True)
+        (folder / name / "export" / "model.safetensors").touch()
+
+    assert page_command(folder, data) is None
+    finish("baseline")
+    (folder / "tagsdc" / "export").mkdir(parents=True)  # not finished
+    assert page_command(folder, data) == "tagsds-serve --checkpoint runs/seed1/baseline --data runs/data"
+    (folder / "tagsdc" / "export" / "model.safetensors").touch()
+    finish("scan")
+    finish("bfan-2-adaptive")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tagsds-serve").touch()
+    command = "bin/tagsds-serve --checkpoint runs/seed1/tagsdc --data runs/data --matcher runs/seed1/scan"
+    assert page_command(folder, data) == command
+    assert page_command(folder, data, tmp_path / "my pictures") == f"{command} --pictures 'my pictures'"
+    monkeypatch.chdir(tmp_path / "bin")
+    assert str(folder / "tagsdc") in (page_command(folder, data) or "")
 
 
 def test_pictures_reach_the_report(tmp_path, monkeypatch) -> None:

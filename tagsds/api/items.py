@@ -14,6 +14,7 @@ from tagsds.data.pairs import Images, geometry_of
 from tagsds.data.ragged import Ragged
 from tagsds.errors import UserError
 from tagsds.evaluators.pairs_file import KeyIndex
+from tagsds.formats.manifest import Manifest
 
 SLACK = 1e-4  # by which a box may leave 0..1, by rounding
 
@@ -56,13 +57,14 @@ class Hit:
 
 @dataclass
 class Gallery:
-    """Finds the regions of images. `bank` None: there is no corpus, and images come as regions alone; `name` of the corpus and
-    split, for messages."""
+    """Finds the regions of images. `bank` and `manifest` None: there is no corpus, and images come as regions alone; `name` of the
+    corpus and split, for messages."""
 
     bank: Bank | None
     name: str
     width: int
     device: torch.device
+    manifest: Manifest | None = None
 
     def __post_init__(self) -> None:
         self.index = KeyIndex(list(self.bank.keys) if self.bank is not None else [])

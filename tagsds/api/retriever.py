@@ -26,6 +26,7 @@ from tagsds.models.load import check_data, find_checkpoint, load_model, position
 from tagsds.negatives.sentences import Negatives, Rules, Sentence, SentenceWriter, check_writes
 from tagsds.negatives.writer import SyntheticConfig
 from tagsds.ranks import keep_float32_exact
+from tagsds.scoring.alignment import align
 from tagsds.scoring.proofread import Word, check_proofreads, proofread
 from tagsds.scoring.registry import scorer_of
 
@@ -33,13 +34,14 @@ BLOCK = 256  # images or captions of a search that are met at a time
 
 
 def load(
-    folder: str | Path, corpus: str | Path | None = None, device: str | torch.device | None = None, *, split: str = "test"
-) -> Retriever:
+    folder: str | Path, corpus: str | Path | Retriever | None = None, device: str | torch.device | None = None, *,
+    split: str = "test",
+) -> Retriever:  # fmt: skip
     """A trained checkpoint, ready to score.
 
     folder    a training run or its export, of the encoder or of a matcher (VSRN, SCAN, BFAN)
-    corpus    packed shards, of which the images and captions of `split` are kept in memory and found by key; None: images are
-              given as `Regions`
+    corpus    packed shards, of which the images and captions of `split` are kept in memory and found by key; a retriever: the
+              corpus, split and device that it has loaded, without a second copy; None: images are given as `Regions`
     device    "cpu", "cuda", ...; None: a GPU where there is one
     raises    UserError: one sentence that names what is wrong and what to do
     """
@@ -47,17 +49,22 @@ def load(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path, _ = find_checkpoint(Path(folder))
     config = read_config(path)
-    bank = None
-    if corpus is not None:
+    if corpus is None:
+        gallery, tokenizer = Gallery(None, "no corpus", config.region_dim, place), load_tokenizer(path)
+    elif isinstance(corpus, Retriever):
+        gallery, tokenizer = corpus.gallery, corpus.tokenizer
+        if gallery.manifest is None:
+            raise UserError(f"the retriever of {corpus.folder} was loaded without a corpus; give the folder of packed shards.")
+        check_data(config, path, gallery.manifest)
+    else:
         manifest = read_manifest(corpus)
         manifest.shards(split)  # an unknown split ends it here
         check_data(config, path, manifest)
         bank, tokenizer = load_bank(corpus, split, classes=False)[0].to(place), corpus_tokenizer(manifest)
-    else:
-        tokenizer = load_tokenizer(path)
+        gallery = Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place, manifest)
     model = load_model(path)
-    torch.nn.Module.to(model, place)  # in place; transformers' own `to` is not typed
-    return Retriever(path, model, tokenizer, Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place))
+    torch.nn.Module.to(model, gallery.device)  # in place; transformers' own `to` is not typed
+    return Retriever(path, model, tokenizer, gallery)
 
 
 class Retriever:
@@ -160,6 +167,17 @@ class Retriever:
         self._texts([sentence])
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
         return proofread(self.model, self.tokenizer, [Spelling.of(self.tokenizer, sentence)], self.gallery.table([image]), zero)[0]
+
+    def align(self, image: ImageLike, sentence: str) -> list[tuple[str, Tensor]]:
+        """Each word of a sentence, in order, with the share of each region in it: float32 [R] on the CPU, which sum to 1. R regions
+        in the order of the corpus, or of `Regions`. See tagsds.scoring.alignment."""
+        self._encoder("aligns words with regions")
+        self._texts([sentence])
+        spelling = Spelling.of(self.tokenizer, sentence)
+        ends = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        weights = align(self.model, ends, spelling, self.gallery.table([image])).cpu()
+        chars = [spelling.chars(word) for word in spelling.words()]
+        return [(sentence[start:end], row) for (start, end), row in zip(chars, weights, strict=True)]
 
     def write_negatives(
         self, image: ImageLike, sentence: str, n: int = 10, *, rules: Rules | None = None, config: SyntheticConfig | None = None,

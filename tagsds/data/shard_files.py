@@ -48,6 +48,23 @@ class _Header(tarfile.TarInfo):
 def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each regular file in an uncompressed tar, in order. UserError for whatever is no such tar. Damage to a
     later header may end the tar early without an error: compare the counts."""
+    for tar, info in _members(path):
+        stream = tar.extractfile(info)
+        yield info.name, stream.read() if stream is not None else b""
+
+
+def places_of_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Where the members of each sample lie: {key: {member: (first byte, bytes)}}, from the headers alone. UserError as of
+    `read_members`."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for _, info in _members(path):
+        key, _, member = info.name.partition(".")
+        found.setdefault(key, {})[member] = info.offset_data, info.size
+    return found
+
+
+def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The regular files of a tar, each checked to lie within it."""
     try:
         total = path.stat().st_size
         with tarfile.open(path, "r:", tarinfo=_Header) as tar:
@@ -55,8 +72,7 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if info.size < 0 or info.sparse is not None or (info.isreg() and info.offset_data + info.size > total):
                     raise tarfile.ReadError(f"member {info.name[:80]!r} has {info.size} bytes")
                 if info.isreg():
-                    stream = tar.extractfile(info)
-                    yield info.name, stream.read() if stream is not None else b""
+                    yield tar, info
     except (GeneratorExit, UserError):
         raise
     except Exception as error:  # a broken header raises what its parser happens to raise
