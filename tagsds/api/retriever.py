@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tagsds.api.encodings import Encodings
 from tagsds.api.items import Gallery, Hit, ImageLike, as_list
+from tagsds.api.pictures import PictureReader
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged
@@ -33,14 +34,17 @@ BLOCK = 256  # images or captions of a search that are met at a time
 
 
 def load(
-    folder: str | Path, corpus: str | Path | None = None, device: str | torch.device | None = None, *, split: str = "test"
-) -> Retriever:
+    folder: str | Path, corpus: str | Path | None = None, device: str | torch.device | None = None, *, split: str = "test",
+    vision: str | Path | None = None,
+) -> Retriever:  # fmt: skip
     """A trained checkpoint, ready to score.
 
     folder    a training run or its export, of the encoder or of a matcher (VSRN, SCAN, BFAN)
     corpus    packed shards, of which the images and captions of `split` are kept in memory and found by key; None: images are
               given as `Regions`
     device    "cpu", "cuda", ...; None: a GPU where there is one
+    vision    folder (or name) of the vision model that the corpus was extracted with, for images that are pictures; None: the one
+              that the corpus's manifest names, where it is on this disk
     raises    UserError: one sentence that names what is wrong and what to do
     """
     keep_float32_exact()
@@ -52,19 +56,22 @@ def load(
         manifest = read_manifest(corpus)
         manifest.shards(split)  # an unknown split ends it here
         check_data(config, path, manifest)
+        reader = PictureReader(manifest, vision, place)
         bank, tokenizer = load_bank(corpus, split, classes=False)[0].to(place), corpus_tokenizer(manifest)
     else:
-        tokenizer = load_tokenizer(path)
+        tokenizer, reader = load_tokenizer(path), PictureReader(None, vision, place)
     model = load_model(path)
     torch.nn.Module.to(model, place)  # in place; transformers' own `to` is not typed
-    return Retriever(path, model, tokenizer, Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place))
+    gallery = Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place, reader)
+    return Retriever(path, model, tokenizer, gallery)
 
 
 class Retriever:
     """What `load` gives. Shapes: I images, S sentences, D width of a region feature.
 
-    An image is the key of an image of the corpus (or its file name), or `Regions(features, boxes)`. Every method raises UserError,
-    one sentence, for input that cannot be used.
+    An image is the key of an image of the corpus (or its file name), a picture (the path of a file or a PIL.Image) where the corpus
+    was made by tagsds-extract, or `Regions(features, boxes)`. Every method raises UserError, one sentence, for input that cannot be
+    used.
 
     folder      the checkpoint
     model       a Hugging Face model in evaluation mode
@@ -111,7 +118,8 @@ class Retriever:
         """The k best images of the corpus for a sentence, or the k best captions for an image; the best first, of equal ones the
         earlier. Exact: everything is scored. A matcher encodes the corpus once; the encoder reads every pair, each time.
 
-        by      what a string is: None takes the key of an image for that image, any other string for a sentence
+        by      what a string is: None takes the key of an image for that image, any other string for a sentence; "image" also
+                takes the path of a picture, which is else given as pathlib.Path or PIL.Image
         among   numbers of images (or of captions) as in `Hit.number`: only these are scored, such as a matcher's shortlist
         """
         if k < 1:
