@@ -24,6 +24,7 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.formats.manifest import read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, positions_of_model, read_config
+from tagsds.negatives.attested import Attested
 from tagsds.negatives.sentences import Negatives, Rules, Sentence, SentenceWriter, check_writes
 from tagsds.negatives.writer import SyntheticConfig
 from tagsds.ranks import keep_float32_exact
@@ -190,7 +191,11 @@ class Retriever:
         tokens, rows = tokenize(self.tokenizer, [sentence], [spans])
         bank = self._bank_of(image, tokens.values.long(), rows)
         spelled = Sentence.of(Spelling.of(self.tokenizer, sentence), rows.values, [span["kind"] for span in spans])
-        writer = SentenceWriter(self.model, self.scorer, self.tokenizer, config or SyntheticConfig(), rules or Rules())  # type: ignore[arg-type]
+        rules = rules or Rules()
+        attested = None
+        if rules.attested and self.gallery.bank is not None:
+            attested = Attested([self.gallery.bank.tokens], rules.attested, len(self.tokenizer))
+        writer = SentenceWriter(self.model, self.scorer, self.tokenizer, config or SyntheticConfig(), rules, attested)  # type: ignore[arg-type]
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         return writer.write(bank, first, [spelled], n, Draw(seed, 0, 0))[0]
 
