@@ -24,7 +24,7 @@ from tagsds.scoring.blind import pseudo_likelihood
 from tests.launch import ROOT, free_port
 from tests.trained import save_run
 
-SMALL = ["--split", "dev", "--number", "2", "--maskings", "4", "--refills", "4"]
+SMALL = ["--split", "dev", "--number", "2", "--maskings", "4", "--refills", "4", "--attested", "0", "--above-true", "1"]
 
 
 @pytest.fixture(scope="module")
