@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tagsds.errors import UserError
+from tagsds.files import is_file
 from tagsds.formats.manifest import Manifest
 from tagsds.formats.shape import Count, Of, Table, problem
 from tagsds.vision.checkpoint import Checkpoint, find_vision_checkpoint, on_this_disk
@@ -96,14 +97,13 @@ def is_picture(item: Any) -> bool:
     """Whether it is meant as a picture: an opened one or a path. A string is one where it ends as a file of pictures does and the
     file is there."""
     if isinstance(item, str):
-        path = Path(item)
-        return path.suffix.lower() in SUFFIXES and "\0" not in item and len(item) < 4096 and path.is_file()
+        return Path(item).suffix.lower() in SUFFIXES and is_file(Path(item))
     return isinstance(item, (Path, Image.Image))
 
 
 def opened(path: Path) -> Image.Image:
     """A file as it is seen."""
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path} does not exist; check the path of the picture.")
     try:
         return decode(path)

@@ -90,6 +90,8 @@ def test_what_a_user_is_told(tiny: TinyPictures, models: Path, tmp_path_factory:
     fails(r"broken.jpg: the picture cannot be decoded", lambda: found.score(tiny.folder / "broken.jpg", SENTENCE))
     fails(r"nowhere.jpg does not exist", lambda: found.score(tiny.folder / "nowhere.jpg", SENTENCE))
     fails(r"image 'nowhere.jpg' is not in split 'train'", lambda: found.score("nowhere.jpg", SENTENCE))
+    fails(r"image 'x+' is not in split", lambda: found.score("x" * 300 + ".jpg", SENTENCE))
+    fails(r"image 'a\x00b.jpg' is not in split", lambda: found.score("a\0b.jpg", SENTENCE))
     manifest = json.loads((corpus / "manifest.json").read_text())
     for change, message in (
         ({"command": "tagsds-pack"}, "were not made by tagsds-extract, so none can be made alike; give Regions"),
