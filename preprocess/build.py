@@ -266,6 +266,7 @@ def manifest(
         "made_by": {
             "command": getattr(source, "command", "tagsds-pack"),
             "source": source.name,
+            **({"model": model} if (model := getattr(source, "model", "")) else {}),  # a name: it is no part of the identity
             "arguments": identity,
             "version": PACKER_VERSION,
         },

@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from preprocess.arguments import add_common, add_split, positive_number, whole_number
-from preprocess.extractors.checkpoint import Checkpoint, find_vision_checkpoint, load_processor, load_vision_model
-from preprocess.extractors.detector import DetectorExtractor
-from preprocess.extractors.grid import GridExtractor
 from preprocess.extractors.pictures import find_pictures
-from preprocess.extractors.regions import Extractor
 from preprocess.extractors.source import ExtractSource
 from preprocess.pack import OPTION_FIELDS, pack_and_tell
 from preprocess.sources.karpathy import read_index
 from tagsds.errors import UserError, command
 from tagsds.files import check_exist
-
-DETECTOR_FIELDS = ("threshold", "min_regions", "max_regions")
+from tagsds.vision.checkpoint import find_vision_checkpoint
+from tagsds.vision.model import DETECTOR_FIELDS, Extraction, VisionModel
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -72,14 +67,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_extractor(args: argparse.Namespace, checkpoint: Checkpoint, kind: str, device: torch.device, processor: Any) -> Extractor:
-    """The model, behind the interface of its kind."""
-    model = load_vision_model(checkpoint, kind, device)
-    if kind == "grid":
-        return GridExtractor(checkpoint, model, processor, args.pool)
-    return DetectorExtractor(checkpoint, model, processor, args.threshold, args.min_regions, args.max_regions)
-
-
 def make_source(args: argparse.Namespace) -> ExtractSource:
     """Captions, pictures, then the model: what is missing is said before anything slow."""
     files = [*args.captions, args.split]
@@ -95,13 +82,13 @@ def make_source(args: argparse.Namespace) -> ExtractSource:
     device = choose_device(args.device)
     if device.type == "cuda" and args.dtype == "fp32":
         torch.backends.cudnn.allow_tf32 = False  # convolutions would round to 10 bits
-    processor = load_processor(checkpoint)
-    own = {"pool": args.pool} if kind == "grid" else {name: getattr(args, name) for name in DETECTOR_FIELDS}
-    about = {"kind": kind, **own, "device": device.type, "model": checkpoint.facts(), "pictures": listed}
-    extractor = make_extractor(args, checkpoint, kind, device, processor)
+    given = {name: getattr(args, name) for name in ("pool", *DETECTOR_FIELDS)}
+    extraction = Extraction(kind, **given, bf16=args.dtype == "bf16")
+    about = {**extraction.facts, "device": device.type, "model": checkpoint.facts(), "pictures": listed}
+    vision = VisionModel(checkpoint, extraction, device)
     return ExtractSource(
-        index, args.pictures, pictures, files, extractor, processor, checkpoint.processor_file, device, args.batch, args.threads,
-        args.dtype == "bf16", args.broken_pictures, args.thumbnail, kind, about=about,
+        index, args.pictures, pictures, files, vision, args.batch, args.threads, args.broken_pictures, args.thumbnail, kind,
+        about=about, model=args.model,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from preprocess.records import SPAN_KINDS
 from preprocess.shards import piece_problem, span_problem
-from tagsds.data.samples import problem_of_caption
+from tagsds.data.samples import NEGATIVES, negatives_of, problem_of_caption
 from tagsds.data.shard_files import read_members
 from tagsds.data.vocabulary import corpus_tokenizer
 from tagsds.errors import UserError
@@ -19,7 +19,7 @@ from tagsds.formats.manifest import manifest_object, read_manifest
 
 AGAIN = "pack again with --overwrite, or copy the file again"
 NEEDED = ("regions.npy", "captions.json")
-KNOWN = (*NEEDED, "boxes.npy", "scores.npy", "classes.npy", "image.jpg", "image.png")
+KNOWN = (*NEEDED, "boxes.npy", "scores.npy", "classes.npy", "image.jpg", "image.png", NEGATIVES)
 COUNTS = ("samples", "captions", "regions")
 SUM_TOLERANCE = 0.02  # of a row of float16 soft labels that should sum to 1
 
@@ -141,7 +141,12 @@ def check_sample(where: str, members: dict[str, bytes], manifest: dict) -> tuple
         raise UserError(f"{where} lacks classes.npy though the manifest has {width} classes; {AGAIN}.")
     if "classes" in arrays and (abs(arrays["classes"].astype(np.float64).sum(1) - 1) > SUM_TOLERANCE).any():
         raise UserError(f"{where}: a row of classes does not sum to 1; {AGAIN}.")
-    return n, _captions(where, members["captions.json"], manifest)
+    captions = _captions(where, members["captions.json"], manifest)
+    if NEGATIVES in members:
+        rows = negatives_of(members, where, len(captions))
+        if [row["id"] for row in rows] != [caption["id"] for caption in captions]:
+            raise UserError(f"{where}: {NEGATIVES} is of other captions than captions.json; {AGAIN}.")
+    return n, captions
 
 
 def _load(where: str, name: str, data: bytes) -> np.ndarray:

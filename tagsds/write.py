@@ -1,6 +1,6 @@
 """Hard negative captions for a split of a corpus, written by a trained encoder with the image in view (TAGS, arXiv 2111.03349).
 
-    tagsds-write --checkpoint RUN --data SHARDS --split train [--number 4] [--layout jsonl | sugarcrepe]
+    tagsds-write --checkpoint RUN --data SHARDS --split train [--number 4] [--layout jsonl | sugarcrepe | shards]
     tagsds-write ... --max-score 0.9 --above-true 0 --most-words 2 --kinds object attribute --rebalance
     torchrun --nproc-per-node 8 -m tagsds.write --checkpoint ...
 
@@ -11,10 +11,11 @@ depend on how many processes share the work. FOLDER/negatives.jsonl has a line a
      "kind": kind of edit, "changes": [{"old", "new", "start", "end", "kind"}, ...],
      "blind": log-likelihood of the caption minus that of the negative, by the words alone}
 
-`--layout sugarcrepe` writes FOLDER/edits/<kind>.json instead, which tagsds-evaluate reads with --pairs. FOLDER/figures.json has the
-figures that the command prints: written, dropped by each filter, kinds, and how often a blind scorer prefers the true caption. That
-scorer is the encoder's own masked-word likelihood with no region behind the words (tagsds/scoring/blind.py): what it finds can be
-guessed from the words alone.
+`--layout sugarcrepe` writes FOLDER/edits/<kind>.json instead, which tagsds-evaluate reads with --pairs; `--layout shards` makes
+FOLDER a corpus whose samples of the split have the negatives as one member more (tagsds/negatives/written_shards.py).
+FOLDER/figures.json has the figures that the command prints: written, dropped by each filter, kinds, and how often a blind scorer
+prefers the true caption. That scorer is the encoder's own masked-word likelihood with no region behind the words
+(tagsds/scoring/blind.py): what it finds can be guessed from the words alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from tqdm import tqdm
 from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
 from tagsds.data.samples import captions_of
-from tagsds.data.shards import load_shards, read_samples
+from tagsds.data.shards import load_bank, load_shards, read_samples
 from tagsds.data.spans import find_spans
 from tagsds.data.vocabulary import corpus_tokenizer
 from tagsds.data.words import Spelling
@@ -47,16 +48,19 @@ from tagsds.errors import UserError
 from tagsds.files import check_exist, read_json_object, sha256_of, write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_encoder_config
+from tagsds.negatives.attested import Attested
 from tagsds.negatives.balance import balanced
 from tagsds.negatives.sentences import KINDS, OPTIONAL, Rules, Sentence, SentenceWriter, check_writes
 from tagsds.negatives.writer import SyntheticConfig
 from tagsds.negatives.written_files import count_block, join_parts, summary
+from tagsds.negatives.written_shards import finish_corpus, write_shard
 from tagsds.ranks import World, run_command
 from tagsds.scoring.blind import pseudo_likelihood
 from tagsds.scoring.scorer import Scorer
 
 BLOCK = 16  # captions that are written for together
 POOL = 4  # times as many negatives are looked at as --rebalance takes
+ABOVE_TRUE, ATTESTED = -0.2, 3  # of 100 negatives that were read, 86 were false and fluent, 17 without (docs/results/written.md)
 
 
 class Writing:
@@ -108,6 +112,9 @@ class Writing:
                             f"{path} is of a run with another {key}; give the options it was begun with, name another --output, or "
                             f"remove {self.folder}."
                         )
+        other = self.folder / "manifest.json"
+        if self.options.layout == "shards" and other.is_file() and not whole.is_file() and not begun.is_file():
+            raise UserError(f"{other} is of another corpus; name a new folder as --output.")
         return whole.is_file()
 
     def run(self) -> None:
@@ -122,9 +129,16 @@ class Writing:
         begin = time.perf_counter()
         self.write_blocks()
         self.world.wait()
+        if self.options.layout == "shards":
+            self.write_shards()
+            self.world.wait()
         if self.world.is_main:
             parts = [self.part(shard, start) for shard, start in self.blocks()]
-            figures = join_parts(self.folder, parts, self.options.layout, self.settings)
+            figures = join_parts(self.folder, parts, self.options.layout)
+            if self.options.layout == "shards":
+                about = {"captions": figures["captions"], "negatives": figures["kept"], "settings": self.settings}
+                finish_corpus(self.manifest, self.options.split, self.folder, map(self.note, range(len(self.shards))), about)
+            write_json(self.folder / "figures.json", {"settings": self.settings, "figures": figures})  # last: the folder is whole
             shutil.rmtree(self.parts)
             seconds = time.perf_counter() - begin
             self.say(summary(figures))
@@ -137,6 +151,16 @@ class Writing:
 
     def part(self, shard: int, start: int) -> Path:
         return self.parts / f"{shard:06d}-{start:09d}.json"
+
+    def note(self, shard: int) -> Path:
+        return self.parts / f"shard-{shard:06d}.json"
+
+    def write_shards(self) -> None:
+        """This rank's share of the shards, with their negatives."""
+        blocks = self.blocks()
+        for number in range(self.world.rank, len(self.shards), self.world.size):
+            parts = [self.part(shard, start) for shard, start in blocks if shard == number]
+            write_shard(self.manifest, self.shards[number], parts, self.folder, self.note(number))
 
     def write_blocks(self) -> None:
         """This rank's blocks whose files are not there: neighbours, so that each rank reads few shards."""
@@ -151,13 +175,21 @@ class Writing:
         tokenizer, options = corpus_tokenizer(self.manifest), self.options
         scorer = Scorer(model)
         scorer.ready()
-        writer = SentenceWriter(model, scorer, tokenizer, synthetic_of(options), rules_of(options))
+        writer = SentenceWriter(model, scorer, tokenizer, synthetic_of(options), rules_of(options), self.attested(len(tokenizer)))
         loaded, bank, spans = -1, None, []
         for shard, start in tqdm(todo, desc="write", unit=f"x{BLOCK} captions", disable=not self.world.is_main):
             if shard != loaded:
                 bank, spans, loaded = *self.read_shard(shard, len(tokenizer)), shard
             assert bank is not None
             write_json(self.part(shard, start), self.write_block(writer, bank, spans, shard, start))
+
+    def attested(self, pieces: int) -> Attested | None:
+        """The runs of pieces of all captions of the corpus, which are read through the cache of its tables."""
+        if not self.options.attested:
+            return None
+        folder = self.manifest.folder
+        tables = (load_bank(folder, split, classes=False, cache="")[0].tokens for split in self.manifest.splits)
+        return Attested(tables, self.options.attested, pieces)
 
     def read_shard(self, number: int, pieces: int) -> tuple[Bank, list[list[dict[str, Any]]]]:
         """A shard, and the spans of its captions with their kinds."""
@@ -194,7 +226,11 @@ class Writing:
                 "caption_score": round(sheet.score, 6),
             }  # fmt: skip
             entries += [about | n.as_json() | {"blind": margin} for n, margin in zip(sheet, blind, strict=True)]
-        return {"entries": entries, "counts": count_block(sheets, self.options.number)}
+        captions_of_part = [
+            {"id": bank.caption_ids[number], "score": round(sheet.score, 6), "negatives": len(sheet)}
+            for number, sheet in zip(numbers, sheets, strict=True)
+        ]
+        return {"entries": entries, "captions": captions_of_part, "counts": count_block(sheets, self.options.number)}
 
 
 def sentence_of(tokenizer: Any, bank: Bank, number: int, spans: list[dict[str, Any]]) -> Sentence:
@@ -230,7 +266,7 @@ def rules_of(options: argparse.Namespace) -> Rules:
     """What is kept of them."""
     without = tuple(name for name in OPTIONAL if name in options.without)
     kinds = tuple(kind for kind in KINDS if kind in options.kinds)
-    return Rules(without, kinds, options.most_words, options.min_score, options.max_score, options.above_true)
+    return Rules(without, kinds, options.most_words, options.min_score, options.max_score, options.above_true, options.attested)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -239,7 +275,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--data", type=Path, required=True, help="folder of packed shards")
     parser.add_argument("--split", default="train")
     parser.add_argument("--number", type=int, default=4, metavar="N", help="most negatives of a caption (4)")
-    parser.add_argument("--layout", choices=("jsonl", "sugarcrepe"), default="jsonl")
+    parser.add_argument("--layout", choices=("jsonl", "sugarcrepe", "shards"), default="jsonl")
     parser.add_argument("--output", type=Path, help="folder (otherwise SHARDS/negatives/<name of the run>-<split>)")
     parser.add_argument("--seed", type=int, default=42)
     drawn, kept = SyntheticConfig(), Rules()
@@ -252,7 +288,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--most-words", type=int, metavar="N", help="most words that are changed")
     parser.add_argument("--min-score", type=float, default=kept.min_score, metavar="S", help="lowest s(I, T~), 0..1")
     parser.add_argument("--max-score", type=float, default=kept.max_score, metavar="S", help="highest s(I, T~), 0..1")
-    parser.add_argument("--above-true", type=float, metavar="S", help="most by which s(I, T~) may exceed the true caption's")
+    parser.add_argument("--above-true", type=float, default=ABOVE_TRUE, metavar="S",
+                        help="most by which s(I, T~) may exceed s(I, T); -0.2: it has to be 0.2 lower; 1: any")  # fmt: skip
+    parser.add_argument("--attested", type=int, choices=(0, 2, 3), default=ATTESTED, metavar="N",
+                        help="changed runs of N word pieces have to occur in the corpus's captions; 0: any")  # fmt: skip
     parser.add_argument("--no-blind", action="store_true", help="leave the blind scorer out, which takes a forward a word")
     parser.add_argument("--rebalance", action="store_true",
                         help="choose negatives of which the blind scorer tells half from their captions")  # fmt: skip

@@ -235,7 +235,7 @@ def test_what_a_user_is_told(run, retriever, world, bank, tmp_path):
         (lambda: retriever.score([(features, boxes[:1])], SENTENCE), "boxes for|1 boxes"),
         (lambda: retriever.score([(features, boxes * 90)], SENTENCE), "lies outside 0..1"),
         (lambda: retriever.score([(features * float("nan"), boxes)], SENTENCE), "hold NaN"),
-        (lambda: retriever.score([3], SENTENCE), "an image is a key or Regions"),
+        (lambda: retriever.score([3], SENTENCE), "an image is a key, a picture or Regions"),
         (lambda: retriever.score(key, [3]), "a sentence is a string, not int"),
         (lambda: retriever.search(SENTENCE, 0), "k is 0"),
         (lambda: retriever.search(SENTENCE, 1, among=[99]), "names number 99 where split 'dev'"),

@@ -18,12 +18,13 @@ from tagsds.data.ragged import Ragged
 from tagsds.data.shards import load_bank, read_samples
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.evaluators.pairs_file import read_pairs
+from tagsds.negatives.attested import Attested
 from tagsds.negatives.balance import balanced
 from tagsds.scoring.blind import pseudo_likelihood
 from tests.launch import ROOT, free_port
 from tests.trained import save_run
 
-SMALL = ["--split", "dev", "--number", "2", "--maskings", "4", "--refills", "4"]
+SMALL = ["--split", "dev", "--number", "2", "--maskings", "4", "--refills", "4", "--attested", "0", "--above-true", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +211,49 @@ def test_a_damaged_block(written, run, world, tmp_path, capsys, monkeypatch):
         write(run[0], world, tmp_path / "out")
     monkeypatch.setattr(program.Writing, "write_block", real)
     (part,) = (tmp_path / "out" / "parts").glob("0*.json")
-    part.write_text('{"entries": 3, "counts": {}}')
+    part.write_text('{"entries": 3, "captions": [], "counts": {}}')
     arguments = ["--checkpoint", run[0], "--data", world, "--output", tmp_path / "out", *SMALL]
     assert "is no block of negatives (entries is 3" in fails(capsys, *arguments)
     part.unlink()
     write(run[0], world, tmp_path / "out")
     assert files(tmp_path / "out") == files(written)
+
+
+def test_attested_runs_by_hand():
+    captions = Ragged.from_rows([torch.tensor([1, 5, 6, 7, 2]), torch.tensor([1, 6, 8, 2]), torch.tensor([1, 2])])
+    ids = torch.tensor([[1, 5, 6, 7, 2, 0]])
+    rows = [[1, 5, 6, 7, 2, 0], [1, 5, 6, 8, 2, 0], [1, 5, 8, 7, 2, 0], [1, 6, 6, 7, 2, 0], [1, 5, 6, 2, 2, 0]]
+    candidates = torch.tensor([rows])
+    two, three = Attested([captions], 2, 10), Attested([captions], 3, 10)
+    assert two.known.tolist() == [12, 15, 16, 56, 67, 68, 72, 82] and three.known.tolist() == [156, 168, 567, 672, 682]
+    # 5 6 8: pairs 56, 68, 82 are known, of the runs of three 568 is not; 6 6: no pair
+    assert two.holds(candidates, ids, 0).tolist() == [[True, True, False, False, False]]
+    assert three.holds(candidates, ids, 0).tolist() == [[True, False, False, False, False]]
+    parts = Attested([captions.select(torch.tensor([row])) for row in range(3)], 3, 10)
+    assert torch.equal(parts.known, three.known)
+    assert not Attested([], 3, 10).holds(candidates, ids, 0)[0, 1:].any()
+
+
+def test_attested_sentences_alone_are_kept(run, world, tmp_path):
+    write(run[0], world, tmp_path / "out", "--no-blind", "--attested", 3, "--maskings", 8)
+    tokenizer, runs = load_tokenizer(world / "tokenizer"), set()
+    for split in ("train", "dev", "test"):
+        bank = load_bank(world, split)[0]
+        for row in range(bank.num_captions):
+            ids = bank.tokens[row].tolist()
+            runs |= set(zip(ids, ids[1:], ids[2:], strict=False))
+    found = lines(tmp_path / "out")
+    assert found
+    for entry in found:
+        old, new = (tokenizer(entry[key])["input_ids"] for key in ("caption", "text"))
+        assert len(old) == len(new)
+        for at in range(len(new) - 2):
+            assert new[at : at + 3] == old[at : at + 3] or tuple(new[at : at + 3]) in runs
+    dropped = json.loads((tmp_path / "out" / "figures.json").read_text())["figures"]["dropped"]
+    assert dropped["unattested"] > 0
+    retriever = tagsds.load(run[0], world, "cpu", split="dev")
+    key = retriever.keys[0]
+    some = retriever.write_negatives(key, retriever.captions(key)[0], 5, rules=tagsds.Rules(attested=2))
+    assert some.dropped["unattested"]
+    with pytest.raises(tagsds.UserError, match="there is no corpus whose captions could be asked"):
+        tagsds.load(run[0]).write_negatives(retriever.gallery.regions(key), "a red circle", rules=tagsds.Rules(attested=2))

@@ -1,28 +1,16 @@
-"""Picture files: which file belongs to which image, what identifies them, and how one is decoded."""
+"""Picture files: which file belongs to which image, and what identifies them."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from preprocess.sources.karpathy import CaptionIndex, image_key
 from tagsds.errors import UserError
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # not EPS: Pillow would start a program for it
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-JPEG_QUALITY = 85
-
-Image.init()  # otherwise Pillow learns of TIFF and WEBP only when it meets something that is neither JPEG nor PNG
-
-
-class BrokenError(Exception):
-    """A picture that cannot be decoded, with what Pillow says of it."""
+from tagsds.vision.pictures import SUFFIXES
 
 
 @dataclass
@@ -106,21 +94,3 @@ def find_pictures(folder: Path, index: CaptionIndex, split_file: Path) -> tuple[
         digest.update(f"{key}\t{path}\t{listing.sizes[path]}\n".encode())
     total = sum(listing.sizes[path] for path in found.values())
     return found, {"count": len(found), "bytes": total, "sha256_of_names_and_sizes": digest.hexdigest()}
-
-
-def decode(path: Path) -> Image.Image:
-    """The picture in RGB as it is seen (its EXIF orientation applied); BrokenError where it cannot be decoded."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises whatever a damaged file provokes
-        raise BrokenError(str(error) or type(error).__name__) from error
-
-
-def thumbnail(picture: Image.Image, longest: int) -> bytes:
-    """A JPEG whose longer side is at most `longest` pixels."""
-    small = picture.copy()
-    small.thumbnail((longest, longest))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=JPEG_QUALITY)
-    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Boxes in pixels to boxes as fractions of the image; which boxes of a detector are kept."""
+"""Boxes in pixels to boxes as fractions of the image."""
 
 from __future__ import annotations
 
@@ -26,10 +26,3 @@ def fractions(boxes: NDArray, size: tuple[int, int], where: str) -> NDArray[np.f
         row = int(np.argwhere(boxes[:, 2:] < boxes[:, :2] - CLIP_PIXELS)[0][0])
         raise UserError(f"{where}: box {row} ends before it begins; boxes are x1, y1, x2, y2.")
     return (boxes.clip(0.0, limits) / limits).astype(np.float32)
-
-
-def most_confident(confidence: NDArray, threshold: float, fewest: int, most: int) -> NDArray[np.int64]:
-    """Rows of the regions above `threshold`, but at least `fewest` (or all) and at most `most`; the most confident first,
-    equals in the order they came."""
-    order = np.argsort(-confidence, kind="stable")
-    return order[: min(max(int((confidence > threshold).sum()), fewest), most)]

@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from preprocess.arguments import add_split, whole_number
 from preprocess.records import ImageRecord
-from preprocess.sources.boxes import fractions, most_confident
+from preprocess.sources.boxes import fractions
 from preprocess.sources.command import SourceCommand
 from preprocess.sources.karpathy import CaptionIndex, IndexedSource, image_key, read_index
 from tagsds.errors import UserError
 from tagsds.files import check_exist
+from tagsds.vision.confidence import most_confident
 
 CONFIDENCE = 0.2  # regions above it are kept,
 FEWEST, MOST = 10, 100  # but at least and at most so many

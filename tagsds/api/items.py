@@ -1,14 +1,17 @@
-"""What goes into a retriever and what comes out: images as keys or region features, and hits."""
+"""What goes into a retriever and what comes out: images as keys, pictures or region features, and hits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from tagsds.api.pictures import PictureReader, is_picture
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Images, geometry_of
 from tagsds.data.ragged import Ragged
@@ -30,13 +33,14 @@ class Regions(NamedTuple):
     boxes: Any = None
 
 
-ImageLike = str | Regions | tuple[Any, Any]
+ImageLike = str | Path | Image.Image | Regions | tuple[Any, Any]
+ONE = (str, Path, Image.Image, tuple)  # what an image may be
 
 
 def as_list(images: ImageLike | Sequence[ImageLike]) -> list[Any]:
-    """One image or several as a list. A tuple is one image (features, boxes) unless it holds keys or images."""
-    several = isinstance(images, tuple) and not isinstance(images, Regions) and all(isinstance(one, (str, tuple)) for one in images)
-    return [images] if isinstance(images, (str, tuple)) and not several else list(images)
+    """One image or several as a list. A tuple is one image (features, boxes) unless it holds images."""
+    several = isinstance(images, tuple) and not isinstance(images, Regions) and all(isinstance(one, ONE) for one in images)
+    return [images] if isinstance(images, ONE) and not several else list(images)  # type: ignore[arg-type, list-item]
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,14 @@ class Hit:
 
 @dataclass
 class Gallery:
-    """Finds the regions of images. `bank` and `manifest` None: there is no corpus, and images come as regions alone; `name` of the
-    corpus and split, for messages."""
+    """Finds the regions of images. `bank` and `manifest` None: there is no corpus, and images come as regions or pictures alone;
+    `name` of the corpus and split, for messages; `reader` of pictures."""
 
     bank: Bank | None
     name: str
     width: int
     device: torch.device
+    reader: PictureReader
     manifest: Manifest | None = None
 
     def __post_init__(self) -> None:
@@ -75,18 +80,22 @@ class Gallery:
             raise UserError(f"image '{key[:80]}' is named by its key, and no corpus was loaded; give load() the folder of one.")
         row = self.index.find(key)
         if row is None:
-            raise UserError(f"image '{key[:80]}' is not in {self.name}; give a key of that split, or load() another split.")
+            raise UserError(f"image '{key[:80]}' is not in {self.name}; give a key of it, a picture, or another split.")
         return row
 
     def regions(self, image: ImageLike) -> tuple[Tensor, Tensor]:
         """float16 [n, D] and boxes float32 [n, 4], on the device."""
+        if is_picture(image) and not (isinstance(image, str) and image in self.index):
+            return self.reader(image)  # type: ignore[arg-type]
         if isinstance(image, str):
             row, bank = self.row(image), self.bank
             assert bank is not None
             begin, end = int(bank.regions.offsets[row]), int(bank.regions.offsets[row + 1])
             return bank.regions.values[begin:end], bank.boxes[begin:end]
         if not isinstance(image, tuple) or len(image) != 2:
-            raise UserError(f"an image is a key or Regions(features, boxes), not {type(image).__name__}; see tagsds.Regions.")
+            raise UserError(
+                f"an image is a key, a picture or Regions(features, boxes), not {type(image).__name__}; see tagsds.Regions."
+            )
         features = array_of(image[0], "features", self.width).to(self.device)
         if image[1] is None:
             boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(features), 4)
@@ -105,8 +114,8 @@ class Gallery:
         return Images(regions, geometry_of(torch.cat([boxes for _, boxes in found])))
 
     def captions(self, image: ImageLike) -> list[Tensor]:
-        """Word pieces of the captions that the corpus has of an image: int64 rows; none for regions."""
-        if self.bank is None or not isinstance(image, str):
+        """Word pieces of the captions that the corpus has of an image: int64 rows; none for regions and pictures."""
+        if self.bank is None or not isinstance(image, str) or (is_picture(image) and image not in self.index):
             return []
         return [self.bank.tokens[int(number)].long() for number in self.bank.captions_of_image[self.row(image)]]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tagsds.api.encodings import Encodings
 from tagsds.api.items import Gallery, Hit, ImageLike, as_list
+from tagsds.api.pictures import PictureReader
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged
@@ -23,6 +24,7 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.formats.manifest import read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, positions_of_model, read_config
+from tagsds.negatives.attested import Attested
 from tagsds.negatives.sentences import Negatives, Rules, Sentence, SentenceWriter, check_writes
 from tagsds.negatives.writer import SyntheticConfig
 from tagsds.ranks import keep_float32_exact
@@ -35,7 +37,7 @@ BLOCK = 256  # images or captions of a search that are met at a time
 
 def load(
     folder: str | Path, corpus: str | Path | Retriever | None = None, device: str | torch.device | None = None, *,
-    split: str = "test",
+    split: str = "test", vision: str | Path | None = None,
 ) -> Retriever:  # fmt: skip
     """A trained checkpoint, ready to score.
 
@@ -43,6 +45,8 @@ def load(
     corpus    packed shards, of which the images and captions of `split` are kept in memory and found by key; a retriever: the
               corpus, split and device that it has loaded, without a second copy; None: images are given as `Regions`
     device    "cpu", "cuda", ...; None: a GPU where there is one
+    vision    folder (or name) of the vision model that the corpus was extracted with, for images that are pictures; None: the one
+              that the corpus's manifest names, where it is on this disk
     raises    UserError: one sentence that names what is wrong and what to do
     """
     keep_float32_exact()
@@ -50,7 +54,8 @@ def load(
     path, _ = find_checkpoint(Path(folder))
     config = read_config(path)
     if corpus is None:
-        gallery, tokenizer = Gallery(None, "no corpus", config.region_dim, place), load_tokenizer(path)
+        reader = PictureReader(None, vision, place)
+        gallery, tokenizer = Gallery(None, "no corpus", config.region_dim, place, reader), load_tokenizer(path)
     elif isinstance(corpus, Retriever):
         gallery, tokenizer = corpus.gallery, corpus.tokenizer
         if gallery.manifest is None:
@@ -60,8 +65,9 @@ def load(
         manifest = read_manifest(corpus)
         manifest.shards(split)  # an unknown split ends it here
         check_data(config, path, manifest)
+        reader = PictureReader(manifest, vision, place)
         bank, tokenizer = load_bank(corpus, split, classes=False)[0].to(place), corpus_tokenizer(manifest)
-        gallery = Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place, manifest)
+        gallery = Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place, reader, manifest)
     model = load_model(path)
     torch.nn.Module.to(model, gallery.device)  # in place; transformers' own `to` is not typed
     return Retriever(path, model, tokenizer, gallery)
@@ -70,8 +76,9 @@ def load(
 class Retriever:
     """What `load` gives. Shapes: I images, S sentences, D width of a region feature.
 
-    An image is the key of an image of the corpus (or its file name), or `Regions(features, boxes)`. Every method raises UserError,
-    one sentence, for input that cannot be used.
+    An image is the key of an image of the corpus (or its file name), a picture (the path of a file or a PIL.Image) where the corpus
+    was made by tagsds-extract, or `Regions(features, boxes)`. Every method raises UserError, one sentence, for input that cannot be
+    used.
 
     folder      the checkpoint
     model       a Hugging Face model in evaluation mode
@@ -118,7 +125,8 @@ class Retriever:
         """The k best images of the corpus for a sentence, or the k best captions for an image; the best first, of equal ones the
         earlier. Exact: everything is scored. A matcher encodes the corpus once; the encoder reads every pair, each time.
 
-        by      what a string is: None takes the key of an image for that image, any other string for a sentence
+        by      what a string is: None takes the key of an image for that image, any other string for a sentence; "image" also
+                takes the path of a picture, which is else given as pathlib.Path or PIL.Image
         among   numbers of images (or of captions) as in `Hit.number`: only these are scored, such as a matcher's shortlist
         """
         if k < 1:
@@ -200,7 +208,11 @@ class Retriever:
         tokens, rows = tokenize(self.tokenizer, [sentence], [spans])
         bank = self._bank_of(image, tokens.values.long(), rows)
         spelled = Sentence.of(Spelling.of(self.tokenizer, sentence), rows.values, [span["kind"] for span in spans])
-        writer = SentenceWriter(self.model, self.scorer, self.tokenizer, config or SyntheticConfig(), rules or Rules())  # type: ignore[arg-type]
+        rules = rules or Rules()
+        attested = None
+        if rules.attested and self.gallery.bank is not None:
+            attested = Attested([self.gallery.bank.tokens], rules.attested, len(self.tokenizer))
+        writer = SentenceWriter(self.model, self.scorer, self.tokenizer, config or SyntheticConfig(), rules, attested)  # type: ignore[arg-type]
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         return writer.write(bank, first, [spelled], n, Draw(seed, 0, 0))[0]
 

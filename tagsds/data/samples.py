@@ -11,10 +11,19 @@ from tagsds.data.shard_files import AGAIN
 from tagsds.errors import UserError, first_line
 from tagsds.files import parse_json, parse_npy
 from tagsds.formats.manifest import Manifest
+from tagsds.formats.shape import Count, Of, problem
 
 DTYPES: dict[str, type] = {"regions": np.float16, "boxes": np.float32, "classes": np.float16}
 BOX_SLACK = 1e-4  # rounding that a fraction may show outside 0..1
 SUM_TOLERANCE = 0.02  # of a row of float16 soft labels that should sum to 1
+NEGATIVES = "negatives.json"  # the member that tagsds-write adds
+NEGATIVES_SHAPE = [{
+    "id": Of(str), "score": Of(float),
+    "negatives": [{
+        "text": Of(str), "score": Of(float), "kind": Of(str), "blind": (Of(float), None),
+        "changes": [{"old": Of(str), "new": Of(str), "start": Count(), "end": Count(), "kind": Of(str)}],
+    }],
+}]  # fmt: skip
 
 
 def member(sample: dict[str, Any], name: str, where: str) -> bytes:
@@ -66,6 +75,19 @@ def captions_of(sample: dict[str, Any], where: str, pieces: int) -> list[dict[st
             break
     if problem is not None:
         raise UserError(f"{where}: captions.json is damaged ({problem}); {AGAIN}.")
+    return found
+
+
+def negatives_of(sample: dict[str, Any], where: str, captions: int) -> list[dict[str, Any]]:
+    """negatives.json, which tagsds-write --layout shards adds: a row for each of the sample's `captions`, in their order,
+    {"id", "score": s(I, T) of the caption, "negatives": [{"text", "score", "kind", "changes", "blind"}, ...]}, the hardest first.
+    UserError where it is missing or damaged."""
+    found = parse_json(member(sample, NEGATIVES, where), f"{where}: {NEGATIVES}", AGAIN)
+    fault = problem(found, NEGATIVES_SHAPE)
+    if fault is None and len(found) != captions:
+        fault = f"it is of {len(found)} captions, the sample has {captions}"
+    if fault is not None:
+        raise UserError(f"{where}: {NEGATIVES} is damaged ({fault}); {AGAIN}.")
     return found
 
 

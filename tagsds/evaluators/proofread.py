@@ -1,8 +1,9 @@
 """Proofreading in the protocol of FOIL-COCO (Shekhar et al., ACL 2017, arXiv 1705.01359): is a caption wrong, which word, what
 should it be; by the discrimination and correction heads, beside what can be had without looking.
 
-A word's suspicion is the probability that it was replaced, a caption's that of its most suspicious word. Thresholds are set on the
-same captions, so that at most 5 % of what is right is called wrong.
+A word's suspicion is the probability that it was replaced, a caption's that of its most suspicious word; beside it stands the
+caption's ranking score, the lower the more suspicious, which names no word. Thresholds are set on the same captions, so that at
+most 5 % of what is right is called wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tagsds.data.pairs import Pairs
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.data.words import Spelling, sentence_table
 from tagsds.errors import UserError
@@ -32,7 +34,11 @@ from tagsds.scoring.scorer import clock
 FALSE_ALARMS = 0.05
 BLOCK = 64  # captions of a forward
 NAME = "proofread"
-METHODS = {"heads": "the encoder's heads", "surprise": "most surprising word, words alone", "random": "a random word"}
+METHODS = {
+    "heads": "the encoder's heads", "score": "low score of the caption", "surprise": "most surprising word, words alone",
+    "random": "a random word",
+}  # fmt: skip
+OF_WORDS = ("which", "mended", "words_found", "word_threshold")  # figures that a score of the caption has not
 COLUMNS = {
     "accuracy": "captions told right", "found": "wrong captions found", "false_alarms": "right ones called wrong",
     "which": "which word", "mended": "what it should be", "words_found": "wrong words found",
@@ -40,7 +46,8 @@ COLUMNS = {
 INTRO = (
     "Captions that are right and captions with a replaced word, as in FOIL-COCO: is the caption wrong, which word is it (of wrong "
     "captions), what should it be (of wrong words). Thresholds are set so that at most 5 % of right captions, and of right words, "
-    "are called wrong. The words alone: the most surprising word of the encoder's masked-word head without any region."
+    "are called wrong. A low ranking score tells of a caption and of no word. The words alone: the most surprising word of the "
+    "encoder's masked-word head without any region."
 )
 
 
@@ -130,11 +137,15 @@ class Proofread(Evaluator):
             table = subject.bank.image_table(rows)
             read = proofread(subject.model, subject.tokenizer, spelled, table, image_of_caption)  # type: ignore[arg-type]
             blind = surprises(subject, spelled)
-            for caption, spelling, words, (surprise, guess) in zip(block, spelled, read, blind, strict=True):
+            texts = sentence_table(subject.tokenizer, [caption.text for caption in block], None).to(images.device)
+            every = torch.arange(len(block), device=images.device)
+            scores = subject.pair_scorer(Pairs(texts, table, every, image_of_caption)).tolist()
+            for caption, spelling, words, (surprise, guess), score in zip(block, spelled, read, blind, scores, strict=True):
                 places = [spelling.chars(word) for word in spelling.words()]
                 wrong = [any(a < end and b > begin for begin, end in caption.wrong) for a, b in places]
                 heads = Marks([w.suspicion for w in words], [w.suggestion for w in words], wrong, caption.should_be)
-                marked.append({"heads": heads, "surprise": Marks(surprise, guess, wrong, caption.should_be)})
+                low = Marks([-score] * len(words), [None] * len(words), wrong, caption.should_be)
+                marked.append({"heads": heads, "score": low, "surprise": Marks(surprise, guess, wrong, caption.should_be)})
         return marked
 
     def figures(self, subject: Subject) -> dict[str, Any]:
@@ -187,7 +198,8 @@ def surprises(subject: Subject, sentences: Sequence[Spelling]) -> list[tuple[lis
 def figures_of(marks: Sequence[Mapping[str, Marks]], skipped: int) -> dict[str, Any]:
     """All figures of a file, per cent, None where there is nothing to count."""
     wrong = sum(any(one["heads"].wrong) for one in marks)
-    methods = {name: judged([one[name] for one in marks]) for name in ("heads", "surprise")}
+    methods = {name: judged([one[name] for one in marks]) for name in ("heads", "score", "surprise")}
+    methods["score"] |= dict.fromkeys(OF_WORDS)
     return {
         "right": len(marks) - wrong, "wrong": wrong, "skipped": skipped,
         "methods": methods | {"random": by_chance([one["heads"] for one in marks])},

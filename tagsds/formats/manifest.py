@@ -22,6 +22,7 @@ SHAPE = {
     "class_names": [Of(str)], "vocab_size": Count(1, WIDEST), "max_regions": Count(), "max_caption_pieces": Count(),
     "splits": Table(SPLIT), "tokenizer?": Of(str), "boxes?": Of(bool), "background_class?": Of(bool), "imported_ids?": Of(bool),
     "made_by?": Of(dict), "tokenizer_files?": Table(Of(str)), "edits?": Table(Table({"sha256": Of(str), "pairs?": Count()})),
+    "negatives?": Table(Of(dict)),
 }  # fmt: skip
 
 
@@ -42,6 +43,7 @@ class Manifest:
     made_by: dict[str, Any] = field(default_factory=dict)  # source, arguments, version of the packer
     tokenizer_files: dict[str, str] = field(default_factory=dict)  # sha256 of the files in tokenizer/; {}: an older corpus
     edits: dict[str, Any] = field(default_factory=dict)  # {split: {kind: {pairs, sha256}}}
+    negatives: dict[str, Any] = field(default_factory=dict)  # {split whose samples hold negatives.json: how they were written}
 
     def shards(self, split: str) -> list[dict[str, Any]]:
         """The split's shards in order, each {file, samples, captions, regions, bytes, sha256}."""

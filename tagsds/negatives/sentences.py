@@ -20,12 +20,13 @@ from tagsds.data.words import Spelling
 from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.models.uniter import UniterModel
+from tagsds.negatives.attested import Attested
 from tagsds.negatives.tailored import REASONS, drop_reasons
 from tagsds.negatives.writer import SyntheticConfig, annotated, mask_captions, score_sentences, write_candidates
 from tagsds.scoring.scorer import Scorer
 
 OPTIONAL = ("true_of_image", "spelling")  # filters that can be left out
-FILTERS = (*REASONS, "spelling", "kind", "words", "score")  # in the order in which they are asked
+FILTERS = (*REASONS, "unattested", "spelling", "kind", "words", "score")  # in the order in which they are asked
 SEVERAL, OTHER = "several", "other"
 KINDS = (*SPAN_KINDS, SEVERAL, OTHER)
 
@@ -39,7 +40,8 @@ class Rules:
     most_words   most words that may be changed; None: any number
     min_score    lowest score
     max_score    highest score: above it a sentence is taken to be true of the image
-    above_true   most by which it may exceed the score of the true caption; None: any
+    above_true   most by which it may exceed the score of the true caption; below zero: by how much it has to be lower; None: any
+    attested     2 or 3: every run of so many word pieces in which a piece is changed occurs in captions of the corpus; 0: any
     """
 
     without: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class Rules:
     min_score: float = 0.0
     max_score: float = 1.0
     above_true: float | None = None
+    attested: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,9 @@ class Sentence:
 class SentenceWriter:
     """Writes negatives for captions of a bank with the live encoder.
 
-    config   maskings, refills, temperature, probability of masking
-    rules    what is kept
+    config     maskings, refills, temperature, probability of masking
+    rules      what is kept
+    attested   the runs of pieces that `rules.attested` asks for; None where it asks for none
     """
 
     model: UniterModel
@@ -133,8 +137,11 @@ class SentenceWriter:
     tokenizer: Any
     config: SyntheticConfig = field(default_factory=SyntheticConfig)
     rules: Rules = field(default_factory=Rules)
+    attested: Attested | None = None
 
     def __post_init__(self) -> None:
+        if self.rules.attested and (self.attested is None or self.attested.n != self.rules.attested):
+            raise UserError(f"attested is {self.rules.attested} and there is no corpus whose captions could be asked; set it to 0.")
         self.vocab = Vocabulary.of(self.tokenizer)
 
     @torch.no_grad()
@@ -144,7 +151,7 @@ class SentenceWriter:
         maskings = mask_captions(bank, captions, self.config, self.vocab, draw.generator(bank.device, "mask"))
         candidates = write_candidates(self.model, bank, captions, maskings, self.config, self.vocab, draw)
         images = bank.image_of_caption[captions]
-        reason = drop_reasons(candidates, maskings.ids, annotated(bank, images, self.vocab), self.vocab)
+        reason = self.reasons(candidates, maskings.ids, annotated(bank, images, self.vocab))
         true = torch.sigmoid(score_sentences(self.scorer, bank, maskings.ids, maskings.lengths, images)).tolist()
         sheets, waiting = [], []
         for row, sentence in enumerate(sentences):
@@ -165,6 +172,15 @@ class SentenceWriter:
             del sheet[n:]
         return sheets
 
+    def reasons(self, candidates: Tensor, ids: Tensor, known: Tensor) -> Tensor:
+        """As `drop_reasons` numbers them, and behind those "unattested": int64 [B, C]. `known`: the images' captions."""
+        reason = drop_reasons(candidates, ids, known, self.vocab)
+        if "true_of_image" in self.rules.without:
+            reason[reason == 1 + REASONS.index("true_of_image")] = 0
+        if self.attested is not None:
+            reason[(reason == 0) & ~self.attested.holds(candidates, ids, self.vocab.pad)] = 1 + FILTERS.index("unattested")
+        return reason
+
     def sift(
         self, sheet: Negatives, sentence: Sentence, rows: Sequence[Sequence[int]], reasons: Sequence[int]
     ) -> list[tuple[int, tuple[str, str, tuple[Change, ...]]]]:
@@ -176,9 +192,7 @@ class SentenceWriter:
         known, passed = {spelling.text}, []
         for c, (row, pieces, text, reason) in enumerate(zip(rows, spelled, texts, reasons, strict=True)):
             sheet.written += 1
-            drop = REASONS[reason - 1] if reason else None
-            if drop in self.rules.without and tuple(row) != spelling.ids:
-                drop = None
+            drop = FILTERS[reason - 1] if reason else None
             if drop is None and text in known:
                 drop = "repeated"
             if drop is None and "spelling" not in self.rules.without and read_back[c] != list(row):

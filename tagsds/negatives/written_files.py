@@ -13,8 +13,9 @@ from tagsds.files import atomic, read_json_object, write_json
 from tagsds.formats.shape import Count, Of, Table, problem
 from tagsds.negatives.sentences import FILTERS, KINDS, Negatives
 
-PART = {"entries": [Of(dict)], "counts": {"captions": Count(), "written": Count(), "short": Count(), "spare": Count(),
-        "dropped": Table(Count())}}  # fmt: skip
+CAPTION = {"id": Of(str), "score": Of(float), "negatives": Count()}
+COUNTS = {"captions": Count(), "written": Count(), "short": Count(), "spare": Count(), "dropped": Table(Count())}
+PART = {"entries": [Of(dict)], "captions": [CAPTION], "counts": COUNTS}
 
 
 def count_block(sheets: Sequence[Negatives], number: int) -> dict[str, Any]:
@@ -73,9 +74,8 @@ def share(part: int, whole: int) -> float | None:
     return round(100 * part / whole, 2) if whole else None
 
 
-def join_parts(folder: Path, parts: Iterable[Path], layout: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """All blocks in order as one result, a block in memory at a time (of SugarCrepe's layout, all). figures.json comes last: a
-    folder that has it is whole. Returns the figures."""
+def join_parts(folder: Path, parts: Iterable[Path], layout: str) -> dict[str, Any]:
+    """All blocks in order as one result, a block in memory at a time (of SugarCrepe's layout, all). Returns the figures."""
     tally = Tally()
     if layout == "jsonl":
         with atomic(folder / "negatives.jsonl") as stream:
@@ -83,6 +83,9 @@ def join_parts(folder: Path, parts: Iterable[Path], layout: str, settings: dict[
                 part = read_part(path)
                 tally.add(part)
                 stream.writelines(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in part["entries"])
+    elif layout == "shards":  # they are written already
+        for path in parts:
+            tally.add(read_part(path))
     else:
         kinds: dict[str, dict[str, dict[str, str]]] = {}
         for path in parts:
@@ -94,9 +97,7 @@ def join_parts(folder: Path, parts: Iterable[Path], layout: str, settings: dict[
                 rows[str(len(rows))] = {"filename": f"{entry['image']}.jpg", **texts}
         for kind, rows in kinds.items():
             write_json(folder / "edits" / f"{kind}.json", rows)
-    figures = tally.figures()
-    write_json(folder / "figures.json", {"settings": settings, "figures": figures})
-    return figures
+    return tally.figures()
 
 
 def read_part(path: Path) -> dict[str, Any]:

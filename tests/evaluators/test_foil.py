@@ -20,7 +20,7 @@ from tagsds.formats.results import read_results
 from tagsds.models.matchers import MATCHERS
 from tagsds.report import main as report
 from tagsds.scoring.blind import hidden_words, pseudo_likelihood
-from tests.small_world import one_pair
+from tests.small_world import one_pair, score_of
 from tests.trained import save_run
 
 KEYS = ["COCO_val2014_000000000007", "COCO_val2014_000000000009"]
@@ -120,7 +120,7 @@ def test_figures_worked_by_hand():
 def test_a_method_that_says_nothing_finds_nothing():
     flat = judged([marks([0.5, 0.5]), marks([0.5, 0.5], "0", ["x", "y"], "z")])
     assert flat["found"] == flat["which"] == flat["words_found"] == flat["mended"] == 0.0
-    only = figures_of([{"heads": marks([0.5]), "surprise": marks([0.5])}], 2)
+    only = figures_of([{"heads": marks([0.5]), "score": marks([0.5]), "surprise": marks([0.5])}], 2)
     assert (only["right"], only["wrong"], only["skipped"]) == (1, 0, 2) and only["methods"]["heads"]["which"] is None
 
 
@@ -189,6 +189,16 @@ def test_evaluate_proofreads_both_layouts(run, world, tmp_path, capsys):
     spelled = [Spelling.of(load_tokenizer(world / "tokenizer"), entry["caption"]).words() for entry in entries[1::2]]
     expected = 100 * sum(1 / len(one) for one in spelled) / 20
     assert found["foil"]["methods"]["random"]["which"] == pytest.approx(expected)
+    tokenizer, doubts = load_tokenizer(world / "tokenizer"), []
+    with torch.no_grad():
+        for n, entry in enumerate(entries):
+            ids = torch.tensor(tokenizer(entry["caption"])["input_ids"])
+            row = int(bank.image_of_caption[2 * (n // 2)])
+            doubts.append(-float(score_of(run[1], bank, ids, row)))
+    limit = sorted(doubts[::2], reverse=True)[1]  # one of twenty right captions may lie above
+    low = found["foil"]["methods"]["score"]
+    assert low["found"] == 100 * sum(doubt > limit for doubt in doubts[1::2]) / 20 and low["false_alarms"] == 5.0
+    assert low["threshold"] == pytest.approx(limit, abs=1e-5) and low["which"] is low["words_found"] is low["mended"] is None
     report([str(tmp_path), "--output", str(tmp_path / "report.html")])
     page = (tmp_path / "report.html").read_text()
     assert "Proofreading" in page and "most surprising word, words alone" in page

@@ -14,12 +14,12 @@ from tiny_inputs import load
 from tiny_vision import LABELS, PROCESSORS, TinyPictures, save_model
 
 from preprocess import extract
-from preprocess.extractors.checkpoint import Checkpoint
-from preprocess.extractors.detector import DetectorExtractor, corners
-from preprocess.extractors.regions import Pixels
 from preprocess.verify import verify_corpus
 from tagsds.data.shards import load_bank
 from tagsds.errors import UserError
+from tagsds.vision.checkpoint import Checkpoint
+from tagsds.vision.detector import DetectorExtractor, corners
+from tagsds.vision.regions import Pixels
 
 SOFTMAX = {"detr": True, "yolos": True, "conditional": False, "deformable": False, "rt_detr": False}
 
@@ -29,7 +29,7 @@ def test_regions_are_those_of_a_plain_forward(tmp_path: Path, monkeypatch: pytes
     """Each picture alone, through the library's calls; sorted here by a loop of its own."""
     tiny, model = TinyPictures(tmp_path), save_model(tmp_path / name, name)
     source = make_source(tiny, tmp_path / name, "--threshold", "0.45", "--min-regions", "3", "--max-regions", "11")
-    assert source.name == "detector" and source.feature_dim == source.extractor.feature_dim == model.config.hidden_size
+    assert source.name == "detector" and source.feature_dim == source.vision.extractor.feature_dim == model.config.hidden_size
     assert source.class_names == ["cat", "dog", "tennis racket"]
     found = regions_of(source, monkeypatch)
     counts = set()

@@ -15,11 +15,11 @@ from tiny_vision import PROCESSORS, TinyPictures, save_model
 
 from preprocess import extract
 from preprocess.extractors import source as source_module
-from preprocess.extractors.grid import boxes_of_cells, windows
-from preprocess.extractors.regions import Regions
 from preprocess.extractors.source import ExtractSource
 from preprocess.verify import verify_corpus
 from tagsds.data.shards import load_bank
+from tagsds.vision.grid import boxes_of_cells, windows
+from tagsds.vision.regions import Regions
 
 PREFIX = {"vit": 1, "clip": 1, "dinov2": 1, "registers": 4}  # [CLS], and three registers
 
@@ -106,8 +106,8 @@ def test_boxes_lie_where_the_pixels_came_from(tmp_path: Path, name: str) -> None
     ramp.save(tmp_path / "pictures" / f"{3:012d}.png")
     source = make_source(tiny, tmp_path / name)
     pixels = source.pixels(f"{3:012d}")
-    colour = pixels.values * torch.tensor(source.processor.image_std)[:, None, None]
-    colour = colour + torch.tensor(source.processor.image_mean)[:, None, None]
+    colour = pixels.values * torch.tensor(source.vision.processor.image_std)[:, None, None]
+    colour = colour + torch.tensor(source.vision.processor.image_mean)[:, None, None]
     means = torch.nn.functional.avg_pool2d(colour[:2], 8).flatten(1).T.numpy()  # [patches, (x, y)]
     boxes = source.extract([pixels])[0].boxes
     np.testing.assert_allclose((boxes[:, :2] + boxes[:, 2:]) / 2, means, atol=0.012)

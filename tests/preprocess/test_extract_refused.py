@@ -14,10 +14,10 @@ from tiny_inputs import load
 from tiny_vision import TinyPictures, copied
 
 from preprocess import extract
-from preprocess.extractors import checkpoint
 from preprocess.extractors.source import ExtractSource
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
+from tagsds.vision import checkpoint
 
 
 class Evil:

@@ -15,10 +15,10 @@ from tiny_vision import TinyPictures, copied
 
 from preprocess import extract, pack
 from preprocess.extractors.batches import ahead, batches
-from preprocess.extractors.pictures import decode
 from preprocess.extractors.source import ExtractSource
 from tagsds.errors import UserError
 from tagsds.files import sha256_of
+from tagsds.vision.pictures import decode
 
 
 def contents(out: Path) -> dict[str, str]:

@@ -47,12 +47,13 @@ class Checkpoint:
         return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths if path.is_file()}
 
 
-def find_vision_checkpoint(name: str) -> Checkpoint:
-    """The files of a folder, or of a name that the Hugging Face hub or its cache knows; UserError for what is missing."""
-    folder = Path(name) if Path(name).is_dir() else _from_hub(name)
+def find_vision_checkpoint(name: str, option: str = "--model") -> Checkpoint:
+    """The files of a folder, or of a name that the Hugging Face hub or its cache knows; UserError for what is missing, in which
+    `option` is how the name was given."""
+    folder = Path(name) if Path(name).is_dir() else _from_hub(name, option)
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a folder written by save_pretrained to --model.")
+        raise UserError(f"{path} does not exist; give a folder written by save_pretrained to {option}.")
     config = read_json_object(path)
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise UserError(
@@ -65,7 +66,7 @@ def find_vision_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(folder, weights, config)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, option: str) -> Path:
     """The folder of the hub's cache, filled if it can be reached: JSON files and weights, nothing that runs."""
     from huggingface_hub import snapshot_download
 
@@ -75,9 +76,19 @@ def _from_hub(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except Exception as error:  # no such name, no network, no permission: many classes
         raise UserError(
-            f"--model {name} is no folder, and not a name that could be loaded ({type(error).__name__}); give the model's folder."
+            f"{option} {name} is no folder, and not a name that could be loaded ({type(error).__name__}); give the model's folder."
         ) from error
     return folder
+
+
+def on_this_disk(name: str) -> bool:
+    """Whether it is a folder, or a name whose files lie in the hub's cache; the network is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except (OSError, ValueError):  # no name that the hub could have; HFValidationError is a ValueError
+        return False
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:

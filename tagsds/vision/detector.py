@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from preprocess.extractors.checkpoint import Checkpoint
-from preprocess.extractors.regions import Pixels, Regions
-from preprocess.sources.boxes import most_confident
 from tagsds.errors import UserError
+from tagsds.vision.checkpoint import Checkpoint
+from tagsds.vision.confidence import most_confident
+from tagsds.vision.regions import Pixels, Regions
 
 
 class DetectorExtractor:

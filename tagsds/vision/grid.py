@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from preprocess.extractors.checkpoint import Checkpoint
-from preprocess.extractors.regions import Pixels, Regions
 from tagsds.errors import UserError
+from tagsds.vision.checkpoint import Checkpoint
+from tagsds.vision.regions import Pixels, Regions
 
 
 class GridExtractor:
