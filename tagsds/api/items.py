@@ -61,18 +61,22 @@ class Hit:
 
 @dataclass
 class Gallery:
-    """Finds the regions of images. `bank` and `manifest` None: there is no corpus, and images come as regions or pictures alone;
-    `name` of the corpus and split, for messages; `reader` of pictures."""
+    """Finds the regions of images. `bank` None: there is no corpus, and images come as regions alone; `name` of the corpus and
+    split, for messages; `reader` of pictures."""
 
     bank: Bank | None
     name: str
     width: int
     device: torch.device
     reader: PictureReader
-    manifest: Manifest | None = None
 
     def __post_init__(self) -> None:
         self.index = KeyIndex(list(self.bank.keys) if self.bank is not None else [])
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of the corpus."""
+        return self.reader.manifest
 
     def row(self, key: str) -> int:
         """Number of the image with this key or file name."""

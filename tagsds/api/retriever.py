@@ -67,7 +67,7 @@ def load(
         check_data(config, path, manifest)
         reader = PictureReader(manifest, vision, place)
         bank, tokenizer = load_bank(corpus, split, classes=False)[0].to(place), corpus_tokenizer(manifest)
-        gallery = Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place, reader, manifest)
+        gallery = Gallery(bank, f"split '{split}' of {corpus}", config.region_dim, place, reader)
     model = load_model(path)
     torch.nn.Module.to(model, gallery.device)  # in place; transformers' own `to` is not typed
     return Retriever(path, model, tokenizer, gallery)
