@@ -1,9 +1,9 @@
-"""Pictures of the docs, taken of the real pages: the report of a run and TensorBoard on its event files.
+"""Pictures of the docs, taken of the real pages: the report of a run, TensorBoard on its event files, and the page of tagsds-serve.
 
     python -m tests.screenshots docs/pictures --run runs/demo
 
 The run is an experiment's folder (`make demo`). Needs chromium and chromedriver. A picture is a PNG of at most 150 KB, and shows no
-path of the machine: the report's table of runs is left out, and TensorBoard runs within the folder.
+path of the machine: the report's table of runs is left out, and the servers run within the folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import json
 import socket
 import subprocess
 import sys
@@ -34,7 +35,8 @@ from tests.browser import browser
 STAGES = ("pretrain", "baseline", "tags", "tagsdc")  # of an experiment's first seed
 MOST_BYTES = 150_000  # of a picture
 WIDTH = 1100  # CSS pixels
-PATIENCE = 90  # seconds for TensorBoard to start, and to draw
+PATIENCE = 90  # seconds for a server to start, and to draw
+WRONG = "a picture of a large white heart, a green square and a small green circle"  # of the first test image; it is a cross
 
 
 def shrink(picture: bytes, most: int = MOST_BYTES) -> bytes:
@@ -91,17 +93,16 @@ def shoot_report(runs: list[Path], output: Path) -> None:
 
 
 @contextmanager
-def tensorboard(folder: Path) -> Iterator[str]:
-    """The address of a TensorBoard on loopback that reads the folder; ended on leaving."""
+def server(folder: Path, path: str, module: str, *arguments: str) -> Iterator[str]:
+    """The address of a program on a free port of loopback that serves the folder, once `path` answers; ended on leaving."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = [sys.executable, "-m", "tensorboard.main", "--logdir", ".", "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--load_fast", "false", "--reload_interval", "5"]
-    program = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    call = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    program = subprocess.Popen(call, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}/"
     try:
-        wait_for(lambda: answers(address + "data/runs"), f"TensorBoard at {address}")
+        wait_for(lambda: answers(address + path), f"{module} at {address}")
         yield address
     finally:
         program.terminate()
@@ -109,7 +110,7 @@ def tensorboard(folder: Path) -> Iterator[str]:
 
 
 def answers(address: str) -> bool:
-    """Whether the server has found a run."""
+    """Whether the server is up, and TensorBoard has found a run."""
     try:
         with urlopen(address, timeout=5) as response:
             return len(response.read()) > 4  # []
@@ -128,13 +129,26 @@ def wait_for(condition: Any, what: str) -> None:
 
 def shoot_tensorboard(folder: Path, output: Path, tags: str = "loss/(total|t2i|i2t|syn|disc)|rsum") -> None:
     """tensorboard.png: the curves of the tags that the regular expression matches."""
-    with tensorboard(folder) as address, browser(1280, 1030) as driver:
+    logs = ("--logdir", ".", "--load_fast", "false", "--reload_interval", "5")
+    with server(folder, "data/runs", "tensorboard.main", *logs) as address, browser(1280, 1030) as driver:
         driver.get(f"{address}?tagFilter={quote(tags)}&smoothing=0.6#timeseries")
         lines = "return document.querySelectorAll('line-chart').length"
         wait_for(lambda: driver.execute_script(lines) > 2, "the page of TensorBoard")
         driver.execute_script("document.querySelector('.settings-button')?.click()")  # the panel takes a third of the page
         time.sleep(8)  # the curves are drawn one by one, after what has no name to wait for
         save(capture(driver, 0, 1030, 1280), output / "tensorboard.png")
+
+
+def shoot_page(folder: Path, output: Path) -> None:
+    """page.png: a caption of the first test image with its last word changed, proofread in the page of `tagsds-serve`."""
+    shards = ("--checkpoint", "seed1/tagsdc", "--data", "data", "--no-browser")
+    with server(folder, "api/images?count=1", "tagsds.serve.command", *shards) as address, browser(WIDTH, 760) as driver:
+        with urlopen(f"{address}api/images?count=1", timeout=20) as response:
+            image = json.load(response)["images"][0]["key"]
+        driver.get(f"{address}#/proofread?image={quote(image)}&sentence={quote(WRONG)}")
+        wait_for(lambda: "Word by word" in driver.page_source, "the page of tagsds-serve")
+        time.sleep(1)
+        save(capture(driver, 0, 760), output / "page.png")
 
 
 def save(picture: bytes, path: Path) -> None:
@@ -155,6 +169,7 @@ def run() -> None:
     try:
         shoot_report(runs, options.output)
         shoot_tensorboard(seeds[0], options.output)
+        shoot_page(options.run.resolve(), options.output)
     except pytest.skip.Exception as missing:
         raise UserError(f"{missing}; install them for pictures.") from missing
 
