@@ -96,7 +96,8 @@ inline void softmax(const Shape& s, long rows, const float* scores, long keys, l
     for (long i = 0; i < rows; ++i) log_sums[number + i * step] = most[i] + std::log(totals[i]);
 }
 
-// A few queries: keys and values are read where they lie.
+// A few queries: keys and values are read where they lie. The next head's part of each row, which lies behind this one's, is called
+// into the cache meanwhile: rows are far apart.
 template <class T>
 void attend_few(const Shape& s, const Task& t, Scratch& scratch, const T* query, const T* key, const T* value, T* out,
                 float* log_sums) {
@@ -108,7 +109,11 @@ void attend_few(const Shape& s, const Task& t, Scratch& scratch, const T* query,
     Operands<float>::left(t.at(s, query, i, s.q_stride), 0, 1, s.width, q, ld);
     for (long j = 0; j < t.keys; ++j) {
       Floats dot{};
-      for (long w = 0; w < s.width; w += kLanes) dot += load(q + w) * load_some(k + j * s.k_stride + w, s.width - w);
+      for (long w = 0; w < s.width; w += kLanes) {
+        __builtin_prefetch(k + j * s.k_stride + s.width + w, 0, 2);
+        __builtin_prefetch(v + j * s.v_stride + s.width + w, 0, 2);
+        dot += load(q + w) * load_some(k + j * s.k_stride + w, s.width - w);
+      }
       scores[j] = sum(dot);
     }
     float total = 1.0f;
