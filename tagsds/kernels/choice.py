@@ -137,8 +137,9 @@ def why_not_compiled() -> str:
 
 @cache
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether PyTorch has oneDNN's product with an epilogue for this dtype."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Whether PyTorch has oneDNN's product with an epilogue and with packed weights for this dtype."""
+    wanted = ("_linear_pointwise", "_reorder_linear_weight")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in wanted):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
-from tagsds.kernels.linear import weights_cast_once
+from tagsds.kernels.linear import weights_ready_once
 from tagsds.models.load import ensure_rank_head
 from tagsds.models.uniter import Extent, Layout, UniterModel
 from tagsds.scoring.protocol import PairScorer
@@ -65,7 +65,7 @@ class Scorer:
         chunks = self.chunks(pairs.lengths)
         wanted = self.lockstep(len(chunks))
         autocast = torch.autocast(scores.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
-        with without_dropout(self.model), autocast, weights_cast_once(self.model):
+        with without_dropout(self.model), autocast, weights_ready_once(self.model):
             table = self.model.embed(pairs.texts, pairs.images)
             for number in tqdm(range(wanted), desc="score", unit="chunk", disable=not progress, leave=False):
                 mine = number < len(chunks)

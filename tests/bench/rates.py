@@ -1,6 +1,6 @@
 """The rate of matrix products of this machine, in FLOP a second, at the shapes that a step uses.
 
-On a CPU the better of `torch.mm` and oneDNN's linear product counts, on a GPU `torch.mm`. A product with a gradient is timed with
+On a CPU the best of `torch.mm` and oneDNN's linear product, with and without a packed weight, counts, on a GPU `torch.mm`. A product with a gradient is timed with
 its two gradients. `ideal_seconds` divides each product's operations by its own rate, so that the rate of a step is weighted by
 its operations; attention's products count at the mean rate of the others.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tagsds.estimate.work import Sizes
+from tagsds.kernels.linear import pack, product
 from tests.bench.operations import Call, flop_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,7 +96,8 @@ class Rates:
         """Seconds of x times the transpose of `weight`."""
         ways: list[Callable[[], Tensor]] = [lambda: torch.mm(x, weight.t())]
         if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+            packed = pack(weight)
+            ways += [lambda: product(x, weight, None), lambda: product(x, weight, None, packed)]
         return min(self._time(way) for way in ways)
 
     @torch.no_grad()

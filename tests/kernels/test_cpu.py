@@ -11,7 +11,7 @@ from tagsds.kernels import choice
 from tagsds.kernels.add_norm import add_norm
 from tagsds.kernels.attention import Sequences, self_attention
 from tagsds.kernels.dropout import drop, kept
-from tagsds.kernels.linear import Linear, QkvLinear, linear, weights_cast_once
+from tagsds.kernels.linear import FeatureLinear, Linear, QkvLinear, linear, pack, product, weights_ready_once
 from tagsds.kernels.rows import new_rows, round_rows, with_spare
 
 KEYS = [17, 1, 50, 122, 0, 33, 3]
@@ -155,7 +155,7 @@ def test_autocast_casts_each_weight_once_and_never_mixes_them():
     layer, x, asking = QkvLinear(16, 48), torch.randn(9, 16), torch.arange(9)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
-        with weights_cast_once(layer):
+        with weights_ready_once(layer):
             for _ in range(20):
                 query, packed = layer(x, asking)
                 assert query.dtype == torch.bfloat16
@@ -185,3 +185,26 @@ def test_dropout_has_the_asked_odds_and_no_pattern():
     centred = mask - 0.9
     for other in (mask.roll(1, 0), mask.roll(1, 1), kept(100, torch.arange(2000)[:, None], torch.arange(500), 0.1).double()):
         assert abs(float((centred * (other - 0.9)).mean())) < 3e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_weight_changes_no_bit(dtype):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(257, 48).to(dtype), torch.randn(80, 48).to(dtype), torch.randn(80).to(dtype)
+    assert torch.equal(product(x, weight, bias, pack(weight)), product(x, weight, bias))
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("weights", "autocast"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
+def test_stored_features_in_blocks(stored, weights, autocast, monkeypatch):
+    """As of the whole table at once, with a gradient, too."""
+    monkeypatch.setattr("tagsds.kernels.linear.SMALL", 0)
+    monkeypatch.setattr("tagsds.kernels.linear.BLOCK", 64)
+    torch.manual_seed(0)
+    layer, x = FeatureLinear(24, 40).to(weights), torch.randn(150, 24).to(stored)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        whole = layer(x)
+        with torch.no_grad(), weights_ready_once(layer):
+            blocks = layer(x)
+    assert whole.requires_grad and blocks.dtype == whole.dtype == (torch.bfloat16 if autocast else weights)
+    torch.testing.assert_close(blocks, whole.detach(), rtol=2e-2 if blocks.dtype == torch.bfloat16 else 1e-6, atol=1e-6)

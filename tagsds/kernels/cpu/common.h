@@ -1,4 +1,4 @@
-// Vectors of 16 floats, conversions, exp, the dropout bits and a small matrix product: what the kernels of a CPU share.
+// Vectors of 16 floats, conversions, exp and the dropout bits: what the kernels of a CPU share.
 //
 // Written with GCC's vector extensions, so that one source serves AVX-512, AVX2 and NEON; compiled with -march=native.
 #pragma once
@@ -95,6 +95,12 @@ inline void set(T* to, Floats x, long count) {
   Whole ? store(to, x) : store_some(to, x, count);
 }
 
+// the first `count` lanes of x, `fill` in the others
+inline Floats first(Floats x, long count, float fill) {
+  Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane < uint32_t(count) ? x : splat(fill);
+}
+
 // halves are added to each other: eight, four, two, one
 inline float sum(Floats x) {
   x += __builtin_shuffle(x, (Words){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
@@ -104,15 +110,22 @@ inline float sum(Floats x) {
   return x[0];
 }
 
-inline Floats select(Words where, Floats a, Floats b) { return (Floats)((where & (Words)a) | (~where & (Words)b)); }
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-inline Floats larger(Floats a, Floats b) { return select((Words)(a > b), a, b); }
+// the highest of the 16
+inline float highest(Floats x) {
+  x = larger(x, __builtin_shuffle(x, (Words){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+  x = larger(x, __builtin_shuffle(x, (Words){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+  x = larger(x, __builtin_shuffle(x, (Words){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+  x = larger(x, __builtin_shuffle(x, (Words){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+  return x[0];
+}
 
 // e^x to a last bit or two: 2^n * e^r with r in +-ln(2)/2, e^r by its Taylor series; 0 below -87
 inline Floats exp(Floats x) {
-  Words tiny = (Words)(x < -87.0f);
-  x = select((Words)(x < -87.0f), splat(-87.0f), x);
-  x = select((Words)(x > 88.0f), splat(88.0f), x);
+  auto tiny = x < -87.0f;
+  x = tiny ? splat(-87.0f) : x;
+  x = x > 88.0f ? splat(88.0f) : x;
   Floats n = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum is rounded to an integer
   Words exponent = (Words)n;
   n -= 12582912.0f;
@@ -126,7 +139,7 @@ inline Floats exp(Floats x) {
   e = e * r + 1.0f;
   e = e * r + 1.0f;
   Floats out = (Floats)((Words)e + (exponent << 23));
-  return select(tiny, Floats{}, out);
+  return tiny ? Floats{} : out;
 }
 
 // --- dropout: tagsds/kernels/dropout.py in C++ ---
@@ -147,69 +160,7 @@ inline uint32_t row_bits(uint32_t seed, uint64_t row) { return mix<uint32_t>(uin
 inline Floats keep_scale(uint32_t row, uint32_t column, uint32_t threshold, float scale) {
   Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Words bits = mix<Words>((lane + column) * 0x85EBCA77u + row);
-  return select((Words)(bits >= threshold), splat(scale), Floats{});
-}
-
-// --- C (+)= A B, for matrices that fit in the cache: A [M, K] with any strides, B [K, N] and C [M, N] by rows, N in whole vectors ---
-
-template <int Rows, int Columns, bool Add>
-inline void tile(long K, const float* a, long am, long ak, const float* b, long ldb, float* c, long ldc) {
-  Floats acc[Rows][Columns];
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Columns; ++j) acc[i][j] = Add ? load(c + i * ldc + j * kLanes) : Floats{};
-  for (long k = 0; k < K; ++k) {
-    Floats row[Columns];
-    for (int j = 0; j < Columns; ++j) row[j] = load(b + k * ldb + j * kLanes);
-    for (int i = 0; i < Rows; ++i) {
-      Floats x = splat(a[i * am + k * ak]);
-      for (int j = 0; j < Columns; ++j) acc[i][j] += x * row[j];
-    }
-  }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Columns; ++j) store(c + i * ldc + j * kLanes, acc[i][j]);
-}
-
-template <int Columns, bool Add>
-inline void panel(long M, long K, const float* a, long am, long ak, const float* b, long ldb, float* c, long ldc) {
-  constexpr int kRows = Columns > 2 ? 6 : 8;
-  long i = 0;
-  for (; i + kRows <= M; i += kRows) tile<kRows, Columns, Add>(K, a + i * am, am, ak, b, ldb, c + i * ldc, ldc);
-  for (; i + 4 <= M; i += 4) tile<4, Columns, Add>(K, a + i * am, am, ak, b, ldb, c + i * ldc, ldc);
-  for (; i + 2 <= M; i += 2) tile<2, Columns, Add>(K, a + i * am, am, ak, b, ldb, c + i * ldc, ldc);
-  for (; i < M; ++i) tile<1, Columns, Add>(K, a + i * am, am, ak, b, ldb, c + i * ldc, ldc);
-}
-
-template <bool Add>
-inline void product(long M, long N, long K, const float* a, long am, long ak, const float* b, long ldb, float* c, long ldc) {
-  long n = 0;
-  for (; n + 4 * kLanes <= N; n += 4 * kLanes) panel<4, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
-  switch ((N - n) / kLanes) {
-    case 3: panel<3, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
-    case 2: panel<2, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
-    case 1: panel<1, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
-  }
-}
-
-// to [width, 16 * ceil(rows / 16)] <- from [rows, width in whole vectors] transposed; columns behind `rows` are zero
-inline void transpose(long rows, long width, const float* from, long ldf, float* to, long ldt) {
-  for (long r = 0; r < rows; r += kLanes)
-    for (long w = 0; w < width; w += kLanes) {
-      Floats x[16], y[16];
-      for (long i = 0; i < 16; ++i) x[i] = r + i < rows ? load(from + (r + i) * ldf + w) : Floats{};
-      // four stages of exchanging halves: after stage s, lanes and rows have traded bit s of their number
-      for (int i = 0; i < 8; ++i) {
-        y[2 * i] = __builtin_shuffle(x[i], x[i + 8], (Words){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-        y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], (Words){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-      }
-      for (int stage = 0; stage < 3; ++stage) {
-        for (int i = 0; i < 16; ++i) x[i] = y[i];
-        for (int i = 0; i < 8; ++i) {
-          y[2 * i] = __builtin_shuffle(x[i], x[i + 8], (Words){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-          y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], (Words){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-        }
-      }
-      for (long i = 0; i < 16; ++i) store(to + (w + i) * ldt + r, y[i]);
-    }
+  return bits >= threshold ? splat(scale) : Floats{};
 }
 
 inline long whole(long n) { return (n + kLanes - 1) / kLanes * kLanes; }

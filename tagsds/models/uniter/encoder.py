@@ -21,7 +21,7 @@ from tagsds.data.ragged import Ragged, offsets_of, positions_of
 from tagsds.kernels import choice
 from tagsds.kernels.add_norm import AddNorm
 from tagsds.kernels.attention import Sequences, self_attention
-from tagsds.kernels.linear import Linear, QkvLinear
+from tagsds.kernels.linear import FeatureLinear, Linear, QkvLinear
 from tagsds.models.uniter.config import UniterConfig
 from tagsds.models.uniter.heads import Pooler, RankHead, RegionClassHead, RegionFeatureHead, WordHead
 from tagsds.models.uniter.probe import QUERIES, Probe, ProbeLinear
@@ -83,7 +83,7 @@ class ImageEmbedding(nn.Module):
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.feature = Linear(config.region_dim, width)
+        self.feature = FeatureLinear(config.region_dim, width)
         self.feature_norm = nn.LayerNorm(width, eps=eps)
         self.box = nn.Linear(7, width)
         self.box_norm = nn.LayerNorm(width, eps=eps)
@@ -92,9 +92,9 @@ class ImageEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, images: Images, token_type: Tensor) -> Tensor:
-        feature = images.regions.values.to(self.feature.weight.dtype)
+        feature = images.regions.values
         if images.masked is not None:  # a hidden feature is zero plus the learnt mask embedding
-            feature = torch.where(images.masked[:, None], self.mask, feature)
+            feature = torch.where(images.masked[:, None], self.mask, feature.to(self.feature.weight.dtype))
         else:
             token_type = token_type + 0 * self.mask.sum()  # every parameter takes part in every backward (ZeRO-3)
         box = images.geometry.to(self.box.weight.dtype)
