@@ -25,6 +25,7 @@ WHY = {
     "annotated": "the corpus has it as a caption of the image",
     "repeated": "it was written before",
     "true_of_image": "all its new words occur in captions of the image, so it may be true",
+    "unattested": "a changed run of words occurs in no caption of the corpus",
     "spelling": "it does not read back as the word pieces that were scored",
     "kind": "another kind of edit than those asked for",
     "words": "more words were changed than asked for",
