@@ -1,8 +1,8 @@
 """The rate of matrix products of this machine, in FLOP a second, at the shapes that a step uses.
 
 On a CPU the best of `torch.mm` and oneDNN's linear product, with and without a packed weight, counts, on a GPU `torch.mm`. A
-product with a gradient is timed with its two gradients. `ideal_seconds` divides each product's operations by its own rate, so that the rate of a step is weighted by
-its operations; attention's products count at the mean rate of the others.
+product with a gradient is timed with its two gradients. `ideal_seconds` divides each product's operations by its own rate, so that
+the rate of a step is weighted by its operations; attention's products count at the mean rate of the others.
 """
 
 from __future__ import annotations
