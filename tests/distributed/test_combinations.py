@@ -65,7 +65,7 @@ def cpu_cells(precision: str, folder: Path) -> list[Cell]:
 @pytest.mark.parametrize(
     ("precision", "count", "checkpointing"),
     [
-        pytest.param("fp32", 16, False, id="fp32-kept"),
+        pytest.param("fp32", 16, False, id="fp32-kept", marks=pytest.mark.long),
         pytest.param("bf16", 13, True, id="bf16-recomputed"),
         pytest.param("fp32", 16, True, id="fp32-recomputed", marks=pytest.mark.long),
         pytest.param("bf16", 13, False, id="bf16-kept", marks=pytest.mark.long),
