@@ -151,7 +151,7 @@ def fresh_environment(folder: Path, package: Path) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_the_whole_path_from_an_installed_package(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Pack, look, train, evaluate, report, and the SLURM scripts' dry run, in an empty folder."""
+    """Pack, look, train, evaluate, search, report, and the SLURM scripts' dry run, in an empty folder."""
     bin_of = fresh_environment(tmp_path / "venv", request.getfixturevalue(kind))
     here = tmp_path / "empty"
     here.mkdir()
@@ -176,6 +176,9 @@ def test_the_whole_path_from_an_installed_package(kind: str, request: pytest.Fix
     call(bin_of / "tagsds-evaluate", "--checkpoint", "run", "--data", "shards", "--split", "test")
     recalls = json.loads((here / "run" / "results-test.json").read_text())["recalls"]
     assert 0 <= recalls["rsum"] <= 600
+    search = "import tagsds; print(*(hit.key for hit in tagsds.load('run', 'shards').search('a red circle', 3)))"
+    assert len(set(call(python, "-c", search).split())) == 3
+    assert "--shortlist" in call(bin_of / "tagsds-serve", "--help")
     call(bin_of / "tagsds-report", "run", "--data", "shards", "--output", "report.html")
     assert "<html" in (here / "report.html").read_text()
 
