@@ -16,6 +16,7 @@ import tagsds
 from tagsds.data.vocabulary import load_tokenizer
 from tagsds.formats.manifest import read_manifest
 from tagsds.models.matchers import MATCHERS
+from tests.browser import browser
 from tests.trained import save_run
 
 HOME = "http://127.0.0.1"
@@ -84,3 +85,22 @@ def artefacts(tmp_path: Path) -> Path:
     folder = Path(os.environ.get("TAGSDS_ARTEFACTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def page(encoder, matcher, live):
+    from tagsds.serve.app import make_app
+    from tagsds.serve.desk import Desk
+    from tagsds.serve.guard import hosts_of
+    from tagsds.serve.limits import Limits
+
+    desk = Desk(encoder, matcher, "test", None, Limits(shortlist=8))
+    desk.warm()
+    with live(make_app(desk, hosts_of("127.0.0.1"))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def driver():
+    with browser(1400) as driver:
+        yield driver

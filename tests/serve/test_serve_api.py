@@ -7,28 +7,19 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import tagsds
 from tagsds.api import Change
-from tagsds.data.shard_files import places_of_members, read_members
 from tagsds.serve import desk as desk_module
-from tagsds.serve.album import Album, Picture, smaller
 from tagsds.serve.desk import Desk, marks_of
-from tagsds.serve.limits import MOST_BYTES, SIDE, Limits
+from tagsds.serve.limits import MOST_BYTES, Limits
 from tagsds.serve.listing import listing
-from tagsds.serve.recent import Recent
-from tests.serve.conftest import HOME
+from tests.serve.clients import client_of, ok
 
 SENTENCE = "a red circle left of a blue square"
 
 
-def client_of(desk, hosts=("127.0.0.1",)):
-    from fastapi.testclient import TestClient
-
-    from tagsds.serve.app import make_app
-
-    return TestClient(make_app(desk, hosts), base_url=HOME, raise_server_exceptions=False)
+# --- the corpus ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +39,6 @@ def with_matcher(encoder, matcher):
     desk.warm()
     with client_of(desk) as client:
         yield client
-
-
-def ok(response):
-    assert response.status_code == 200, response.text
-    return response.json()
-
-
-# --- the corpus ---------------------------------------------------------------------------------------------------------------
 
 
 def test_about(client, with_matcher):
@@ -101,47 +84,6 @@ def test_an_image_has_its_captions_and_regions(client, encoder, world):
     for path in ("/api/image/nowhere", "/api/picture/nowhere"):
         missing = client.get(path)
         assert missing.status_code == 404 and missing.json()["error"].startswith("image 'nowhere' is not in split 'test'")
-
-
-def test_pictures_of_a_folder_come_first_and_drawings_last(encoder, tmp_path, monkeypatch):
-    stream = io.BytesIO()
-    Image.new("RGB", (800, 400), "orange").save(stream, "JPEG")
-    (tmp_path / f"{encoder.keys[1]}.jpg").write_bytes(stream.getvalue())
-    (tmp_path / f"{encoder.keys[2]}.jpg").write_bytes(b"<svg onload=alert(1)>")
-    desk = Desk(encoder, None, "test", tmp_path, Limits())
-    client = client_of(desk)
-    whole, small = client.get(f"/api/picture/{encoder.keys[1]}"), client.get(f"/api/picture/{encoder.keys[1]}?small=true")
-    assert whole.content == stream.getvalue() and whole.headers["content-type"] == "image/jpeg"
-    assert Image.open(io.BytesIO(small.content)).size == (SIDE, SIDE // 2)
-    assert client.get(f"/api/picture/{encoder.keys[2]}").headers["content-type"] == "image/png"  # what is no picture is passed over
-    known = Album.sample
-    monkeypatch.setattr(Album, "sample", lambda self, row: {k: v for k, v in known(self, row).items() if "image" not in k})
-    drawn = client.get(f"/api/picture/{encoder.keys[5]}?small=true")
-    assert drawn.headers["content-type"].startswith("image/svg+xml") and drawn.text.startswith("<svg xmlns=")
-    image = ok(client.get(f"/api/image/{encoder.keys[5]}"))
-    assert image["drawn"] and all(region["name"] in drawn.text for region in image["regions"])
-    assert "script-src 'self'" in drawn.headers["content-security-policy"]
-    with pytest.raises(tagsds.UserError, match="is no folder"):
-        Desk(encoder, None, "test", tmp_path / "none", Limits())
-
-
-def test_small_pictures_stay_and_damaged_ones_too():
-    stream = io.BytesIO()
-    Image.new("RGB", (20, 10)).save(stream, "PNG")
-    picture = Picture.of(stream.getvalue(), "image/png")
-    assert smaller(picture) is picture
-    broken = Picture.of(stream.getvalue()[:40], "image/png")
-    assert smaller(broken) is broken
-
-
-def test_members_are_found_by_their_headers(world):
-    path = world / "test-000000.tar"
-    content, places = path.read_bytes(), places_of_members(path)
-    whole = dict(read_members(path))
-    assert sum(map(len, places.values())) == len(whole)
-    for key, members in places.items():
-        for member, (start, size) in members.items():
-            assert content[start : start + size] == whole[f"{key}.{member}"]
 
 
 # --- the models ---------------------------------------------------------------------------------------------------------------
@@ -341,23 +283,6 @@ def test_the_page_names_only_files_that_are_there(client):
         assert found.status_code == 200 and found.headers["cache-control"] == "no-cache"
         assert name == "icon.svg" or "http" not in found.text.replace("http://www.w3.org/2000/svg", "")
         assert "innerHTML" not in found.text
-
-
-def test_what_was_used_last_stays():
-    made = []
-
-    def make(value):
-        made.append(value)
-        return value
-
-    kept = Recent(10, len)
-    assert [kept.get(key, lambda key=key: make(key * 4)) for key in "aba"] == ["aaaa", "bbbb", "aaaa"]
-    kept.get("c", lambda: make("cccc"))  # b leaves, the one unused for longest
-    assert len(kept) == 2 and kept.total == 8
-    kept.get("a", lambda: make("again"))
-    assert made == ["aaaa", "bbbb", "cccc"]
-    assert kept.get("big", lambda: make("x" * 11)) == "x" * 11 and kept.total == 8
-    assert Recent(0, len).get("a", lambda: "aa") == "aa"
 
 
 def test_a_desk_needs_a_corpus(encoder_run):

@@ -1,9 +1,7 @@
-"""The page in a real browser: each view by pointer and by keyboard, at 400 and 1,400 pixels, light and dark."""
+"""The page in a real browser: each view by pointer and by keyboard."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
@@ -13,77 +11,7 @@ from tagsds.serve.app import make_app
 from tagsds.serve.desk import Desk
 from tagsds.serve.guard import hosts_of
 from tagsds.serve.limits import Limits
-from tests.browser import browser, contrast_failures, hidden_width
-
-SENTENCE = "a red circle left of a blue square"
-EVIL = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> a \"red\" circle & co"
-SHORT = "<b onclick=hit=1>red</b>"
-VIEWS = {
-    "find": "#/find",
-    "found": "#/find?sentence=a+red+circle+left+of+a+blue+square",
-    "sentences": "#/find?image=test-000003",
-    "proofread": "#/proofread?image=test-000003&sentence=a+red+cross+is+above+a+large+white+heart",
-    "write": "#/write?image=test-000003",
-    "align": "#/align?image=test-000003",
-    "unknown": "#/proofread?image=nowhere",
-    "api": "api",
-}
-
-
-@pytest.fixture(scope="module")
-def page(encoder, matcher, live):
-    desk = Desk(encoder, matcher, "test", None, Limits(shortlist=8))
-    desk.warm()
-    with live(make_app(desk, hosts_of("127.0.0.1"))) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def driver():
-    with browser(1400) as driver:
-        yield driver
-
-
-def width_of(driver, width: int, height: int = 900) -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def wait(driver, condition: str, *given: object, seconds: float = 15) -> object:
-    """What the JavaScript expression is once it holds."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(driver, seconds, 0.05).until(lambda d: d.execute_script(f"return {condition}", *given), condition)
-
-
-def open_view(driver, address: str) -> None:
-    driver.get("about:blank")
-    driver.get(address)
-    wait(driver, "document.querySelector('main h1') && !document.querySelector('main').hasAttribute('aria-busy')")
-
-
-def all_of(driver, selector: str) -> list[str]:
-    return each(driver, selector, "e.innerText")
-
-
-def each(driver, selector: str, value: str) -> list:
-    """A JavaScript expression of every element `e` that the selector finds."""
-    return driver.execute_script(f"return [...document.querySelectorAll(arguments[0])].map(e => {value})", selector)
-
-
-def regions_of(driver, value: str) -> list:
-    """A JavaScript expression of every region `r` of the image test-000003, from the API."""
-    return driver.execute_script(
-        f"return fetch('/api/image/test-000003').then(a => a.json()).then(i => i.regions.map(r => {value}))"
-    )
-
-
-def keep(driver, artefacts: Path, name: str, width: int) -> None:
-    """A screenshot of the whole page."""
-    tall = driver.execute_script("return document.documentElement.scrollHeight")
-    width_of(driver, width, min(max(tall, 900), 3000))
-    driver.save_screenshot(str(artefacts / f"{name}.png"))
-    width_of(driver, width)
+from tests.serve.driving import EVIL, SENTENCE, SHORT, VIEWS, all_of, each, open_view, regions_of, wait, width_of
 
 
 def test_search_by_a_sentence_and_back(driver, page, encoder, matcher):
@@ -291,73 +219,3 @@ def test_a_problem_is_said_and_can_be_tried_again(driver, page):
     assert driver.find_element("id", "sentence").get_property("value").startswith("red red")  # what was typed is still there
     driver.find_element("css selector", "[role=alert] button").click()
     wait(driver, "!document.querySelector('main').hasAttribute('aria-busy') && document.querySelector('[role=alert]')")
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_page_fits_and_can_be_read(page, artefacts, dark):
-    """No scrolling sideways, no text that is cut or too faint, no request to another host, no error in the console."""
-    with browser(400, dark=dark) as driver:
-        driver.execute_cdp_cmd("Network.enable", {})
-        for width in (400, 1400):
-            width_of(driver, width)
-            for name, place in VIEWS.items():
-                driver.get("about:blank")
-                driver.get(page + place)
-                wait(driver, "document.querySelector('h1') && !document.querySelector('main').hasAttribute('aria-busy')")
-                if words := driver.find_elements("css selector", ".word"):
-                    driver.execute_script("arguments[0].focus()", words[2])
-                label = f"{name} at {width}{' dark' if dark else ''}"
-                assert hidden_width(driver) <= 0, label
-                assert contrast_failures(driver) == [], label
-                assert driver.execute_script(CUT) == [], label
-                hosts = driver.execute_script(HOSTS)
-                assert set(hosts) <= {page.rstrip("/")}, label
-                keep(driver, artefacts, f"serve-{name}-{width}{'-dark' if dark else ''}", width)
-        said = [entry for entry in driver.get_log("browser") if "404" not in entry["message"]]  # of the unknown image
-        assert said == [], json.dumps(said)
-
-
-def test_the_gallery_fits_and_motion_can_be_left_out(driver, page, artefacts):
-    for width in (400, 1400):
-        width_of(driver, width)
-        open_view(driver, f"{page}{VIEWS['write']}")
-        driver.find_element("id", "choose").click()
-        wait(driver, "document.querySelectorAll('dialog .thumb img').length == 20")
-        assert wait(driver, "[...document.querySelectorAll('dialog img')].slice(0, 4).every(i => i.naturalWidth)")
-        inside = "const d = document.querySelector('dialog'), b = d.getBoundingClientRect(); "
-        assert driver.execute_script(inside + "return b.left >= 0 && b.right <= innerWidth && d.scrollWidth <= d.clientWidth")
-        assert contrast_failures(driver) == []
-        driver.save_screenshot(str(artefacts / f"serve-gallery-{width}.png"))
-    moves = "return getComputedStyle(document.querySelector('main'), '::before').animationName"
-    driver.execute_script("document.querySelector('main').className = 'busy'")
-    assert driver.execute_script(moves) == "go"
-    still = {"name": "prefers-reduced-motion", "value": "reduce"}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [still]})
-    assert driver.execute_script(moves) == "none"
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
-HOSTS = "return performance.getEntries().map(e => e.name).filter(n => /^[a-z]+:/.test(n)).map(n => new URL(n).origin)"
-CUT = """
-const found = [];
-for (const e of document.querySelectorAll("a, button, h1, h2, p, label, select, summary, li, dt, dd, span")) {
-  const style = getComputedStyle(e);
-  if (!e.checkVisibility() || style.overflow === "visible" || e.closest("pre, textarea, .results ul")) continue;
-  const cut = e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1;
-  if (cut) found.push(e.className + ": " + e.innerText.slice(0, 40));
-}
-for (const e of document.querySelectorAll("select")) {
-  const pen = document.createElement("canvas").getContext("2d"), style = getComputedStyle(e);
-  pen.font = style.font;
-  const room = e.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - 22;
-  if (pen.measureText(e.selectedOptions[0].text).width > room) found.push("select: " + e.selectedOptions[0].text);
-}
-const all = [...document.querySelectorAll("main button:not(.word), nav a, textarea, select, input")];
-const controls = all.filter(e => e.checkVisibility());
-const boxes = controls.map(e => [e, e.getBoundingClientRect()]);
-const apart = (x, y) => x.left >= y.right - 1 || y.left >= x.right - 1 || x.top >= y.bottom - 1 || y.top >= x.bottom - 1;
-for (const [a, x] of boxes) for (const [b, y] of boxes)
-  if (a !== b && !a.contains(b) && !b.contains(a) && !apart(x, y))
-    found.push("over each other: " + (a.innerText || a.id) + ", " + (b.innerText || b.id));
-return found;
-"""
