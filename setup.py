@@ -88,7 +88,7 @@ setup(
             "tagsds-write=tagsds.write:main",
             "tagsds-evaluate=tagsds.evaluate:main",
             "tagsds-report=tagsds.report:main",
-            "tagsds-train=tagsds.train:main",
+            "tagsds-train=tagsds.train:program",
             "tagsds-project=tagsds.project:main",
             "tagsds-serve=tagsds.serve.command:main",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import sys
@@ -50,3 +51,11 @@ def command(main: Callable[[], object]) -> Callable[[], None]:
             sys.exit(2)
 
     return run
+
+
+def check_whole(options: argparse.Namespace, *names: str) -> None:
+    """UserError for an option of a command that is given and below 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give a whole number of at least 1.")

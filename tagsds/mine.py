@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tagsds.data.shards import load_bank, load_shards
-from tagsds.errors import UserError
+from tagsds.errors import UserError, check_whole
 from tagsds.files import check_exist, join_npy, map_npy, read_json_object, sha256_of, write_json, write_npy
 from tagsds.formats.candidates import AGAIN, TABLES, check_numbers, write_manifest
 from tagsds.formats.manifest import Manifest, read_manifest
@@ -238,9 +238,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     if not options.tops_gib >= 0:
         raise UserError(f"--tops-gib is {options.tops_gib}; give GiB, 0 or more.")
-    for name in ("captions", "images", "block_queries", "block_keys"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give a whole number of at least 1.")
+    check_whole(options, "captions", "images", "block_queries", "block_keys")
     return options
 
 

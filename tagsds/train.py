@@ -56,7 +56,7 @@ from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES, Objective
 from tagsds.objectives.retrieval.examples import as_markdown
 from tagsds.prepare import batch_size, build_model, card_of, flat, prepare_output, tokens_of_pair, validates
-from tagsds.ranks import World
+from tagsds.ranks import World, end_process
 from tagsds.scoring.registry import scorer_of
 
 
@@ -331,19 +331,18 @@ def examples_of_dev(run: Parts) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, status = parse(argv), 0
+    args = parse(argv)
 
     def run() -> None:
-        nonlocal status
         if args.estimate:
             estimate(args)
-        else:
-            status = train(args)
+        elif status := train(args):
+            sys.exit(status)
 
     command(run)()
-    if status:
-        sys.exit(status)
 
+
+program = partial(end_process, main)
 
 if __name__ == "__main__":
-    main()
+    program()

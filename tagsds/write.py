@@ -44,7 +44,7 @@ from tagsds.data.spans import find_spans
 from tagsds.data.vocabulary import corpus_tokenizer
 from tagsds.data.words import Spelling
 from tagsds.draw import Draw
-from tagsds.errors import UserError
+from tagsds.errors import UserError, check_whole
 from tagsds.files import check_exist, read_json_object, sha256_of, write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_encoder_config
@@ -297,9 +297,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                         help="choose negatives of which the blind scorer tells half from their captions")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for name in ("number", "maskings", "refills", "most_words"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give a whole number of at least 1.")
+    check_whole(options, "number", "maskings", "refills", "most_words")
     if options.rebalance and options.no_blind:
         raise UserError("--rebalance needs the blind scorer, which --no-blind leaves out; omit one of them.")
     if not 0 < options.tau < float("inf"):

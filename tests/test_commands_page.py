@@ -21,7 +21,7 @@ def test_the_page_is_that_of_the_code() -> None:
 
 def test_every_installed_command_is_on_the_page() -> None:
     words = [node.value for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Constant)]
-    scripts = dict(word.removesuffix(":main").split("=") for word in words if isinstance(word, str) and word.endswith(":main"))
+    scripts = dict(word.split(":")[0].split("=") for word in words if isinstance(word, str) and word.endswith((":main", ":program")))
     assert "tagsds-train" in scripts
     assert {name: module for name, module in COMMANDS.items() if not name.startswith("python")} == scripts
 

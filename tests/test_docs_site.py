@@ -9,26 +9,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.programs import script
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 TOOLS = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers")
 
-
-def load_hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hooks = load_hooks()
+hooks = script("docs/hooks.py")
 SOURCES = {path.relative_to(DOCS).as_posix(): path for path in DOCS.rglob("*.md")} | hooks.MIRRORED
 
 

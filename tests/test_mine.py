@@ -22,6 +22,7 @@ from tagsds.scoring import tops
 from tagsds.scoring.mining import search_bank
 from tagsds.scoring.tops import KeptTops
 from tests.launch import ROOT, free_port
+from tests.programs import refusal
 
 SMALL = ["--captions", "30", "--images", "12", "--block-queries", "50", "--block-keys", "70"]
 
@@ -211,12 +212,7 @@ def test_rows_of_a_bank_in_memory(kind, share, world, scores):
 
 
 def fails(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as ended:
-        program.main([str(argument) for argument in arguments])
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message and message.count("error: ") == 1
-    return message
+    return refusal(program.main, capsys, *arguments)
 
 
 def test_other_settings_in_the_folder(mined, run, world, capsys):

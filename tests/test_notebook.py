@@ -6,13 +6,13 @@ import importlib.util
 import io
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.launch import free_port
+from tests.programs import script
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -21,16 +21,7 @@ SMALL = "images, pictures, pretraining, finetuning, ranked = 60, 24, 6, 3, 12"
 MOST_BYTES = 400_000  # of the notebook and of the pictures of its page
 HIT = re.compile(r"^(\d\.\d\d)  (test-\d{6})  \S", re.MULTILINE)
 
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("notebook_page", DOCS / "notebook_page.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = script("docs/notebook_page.py")
 
 
 @pytest.fixture(scope="module")

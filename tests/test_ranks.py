@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from tagsds.engine.build import name_device_to_deepspeed
 from tagsds.errors import UserError
 from tagsds.ranks import World, claim_device, device_index, run_command, start_world
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -111,3 +117,25 @@ def test_even_shares_gather_to_the_whole(count, size):
         own = World(rank, size).share(items)
         assert part[: len(own)].tolist() == own.tolist()
         assert set(part[len(own) :].tolist()) <= {100 + count - 1}
+
+
+def test_a_process_ends_with_its_status_and_not_by_the_interpreter_where_there_is_a_group(tmp_path):
+    """Threads of gloo free tensors while the interpreter is torn down, which ends a process by SIGABRT now and then."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, os, sys\n"
+        "import torch.distributed as dist\n"
+        "from tagsds.ranks import end_process\n"
+        "atexit.register(print, 'torn down')\n"
+        "def main():\n"
+        "    if sys.argv[1] == 'group':\n"
+        "        dist.init_process_group('gloo', init_method=f'file://{sys.argv[2]}', rank=0, world_size=1)\n"
+        "    print('worked')\n"
+        "    sys.exit(int(sys.argv[3]))\n"
+        "end_process(main)\n"
+    )
+    for where, status in (("group", 0), ("group", 75), ("alone", 0), ("alone", 2)):
+        command = [sys.executable, str(program), where, str(tmp_path / f"store{status}"), str(status)]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+        said = "worked\n" + ("torn down\n" if where == "alone" else "")
+        assert (ended.returncode, ended.stdout) == (status, said), ended.stderr

@@ -22,6 +22,7 @@ from tagsds.negatives.attested import Attested
 from tagsds.negatives.balance import balanced
 from tagsds.scoring.blind import pseudo_likelihood
 from tests.launch import ROOT, free_port
+from tests.programs import refusal
 from tests.trained import save_run
 
 SMALL = ["--split", "dev", "--number", "2", "--maskings", "4", "--refills", "4", "--attested", "0", "--above-true", "1"]
@@ -175,12 +176,7 @@ def test_rebalanced_negatives_cannot_be_guessed(run, world, tmp_path):
 
 
 def fails(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as ended:
-        program.main([str(argument) for argument in arguments])
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message and message.count("error: ") == 1
-    return message
+    return refusal(program.main, capsys, *arguments)
 
 
 def test_what_a_user_is_told(written, run, world, tmp_path, capsys):

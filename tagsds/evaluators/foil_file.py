@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tagsds.errors import UserError
-from tagsds.evaluators.pairs_file import KeyIndex, read_file
+from tagsds.evaluators.pairs_file import KeyIndex, check_found, read_file
 from tagsds.files import read_json
 from tagsds.formats.shape import Any as AnyValue
 from tagsds.formats.shape import Of, problem
@@ -76,13 +76,7 @@ def read_one(path: Path, index: KeyIndex, skip_missing: bool) -> CheckedSet:
             missing.append(name)
         else:
             captions.append(of_annotation(row, entry, f"{path}: annotation {number}"))
-    if missing and not skip_missing:
-        raise UserError(
-            f"{path}: image '{missing[0]}' is not in the split (so for {len(missing)} of {len(missing) + len(captions)} captions); "
-            "choose the right --split, or leave those out with --skip-missing-pairs."
-        )
-    if not captions:
-        raise UserError(f"{path}: no caption names an image of the split; choose the right --split.")
+    check_found(path, missing, len(captions), "caption", skip_missing)
     return CheckedSet(path.stem, path, captions, len(missing))
 
 

@@ -71,14 +71,20 @@ def read_file(path: Path, index: KeyIndex, skip_missing: bool) -> EditSet:
             missing.append(entry["filename"])
         else:
             pairs.append(EditPair(image, entry["caption"], entry["negative_caption"]))
+    check_found(path, missing, len(pairs), "pair", skip_missing)
+    return EditSet(path.stem, path, pairs, len(missing))
+
+
+def check_found(path: Path, missing: Sequence[str], found: int, what: str, skip_missing: bool) -> None:
+    """UserError for entries of a file ("pair", "caption") whose images are not in the split, unless they are to be skipped, and
+    where no entry is left."""
     if missing and not skip_missing:
         raise UserError(
-            f"{path}: image '{missing[0]}' is not in the split (so for {len(missing)} of {len(missing) + len(pairs)} "
-            "pairs); choose the right --split, or leave those pairs out with --skip-missing-pairs."
+            f"{path}: image '{missing[0]}' is not in the split (so for {len(missing)} of {len(missing) + found} "
+            f"{what}s); choose the right --split, or leave those {what}s out with --skip-missing-pairs."
         )
-    if not pairs:
-        raise UserError(f"{path}: no pair names an image of the split; choose the right --split.")
-    return EditSet(path.stem, path, pairs, len(missing))
+    if not found:
+        raise UserError(f"{path}: no {what} names an image of the split; choose the right --split.")
 
 
 def coco_number(key: str) -> int | None:
