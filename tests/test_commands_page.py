@@ -19,9 +19,12 @@ def test_the_page_is_that_of_the_code() -> None:
     assert PAGE.read_text() == page(), "run python -m tagsds.commands_page docs/commands.md"
 
 
+ENDINGS = (":main", ":program")
+
+
 def test_every_installed_command_is_on_the_page() -> None:
     words = [node.value for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Constant)]
-    scripts = dict(word.split(":")[0].split("=") for word in words if isinstance(word, str) and word.endswith((":main", ":program")))
+    scripts = dict(word.split(":")[0].split("=") for word in words if isinstance(word, str) and word.endswith(ENDINGS))
     assert "tagsds-train" in scripts
     assert {name: module for name, module in COMMANDS.items() if not name.startswith("python")} == scripts
 
