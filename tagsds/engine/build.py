@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import sys
@@ -22,6 +21,7 @@ from tagsds.config import OptimiserConfig
 from tagsds.engine.ds_config import offloads
 from tagsds.engine.guard import StepGuard
 from tagsds.errors import UserError
+from tagsds.malloc import keep_freed_memory
 from tagsds.ranks import World, claim_device, current_world, describe_process
 
 COMPILATION_MINUTES = 15  # one takes 40 s to 2 minutes
@@ -84,18 +84,6 @@ def forget_shared_buffer(rank: int) -> None:
     dist.barrier()
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
-
-
-def keep_freed_memory() -> None:
-    """On a Linux CPU: let malloc keep all freed blocks, large ones too, in one arena. Activations come and go at every step, and
-    giving their pages back to the system each time costs a quarter of a small model's step."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: never shrink the heap
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block apart from the heap
-        libc.mallopt(-8, 1)  # M_ARENA_MAX: backward runs in another thread, whose arena could not hold large blocks
-    except (OSError, AttributeError):
-        pass  # another C library: nothing is lost but speed
 
 
 def grouped_names(model: nn.Module) -> tuple[list[str], list[str]]:

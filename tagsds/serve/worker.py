@@ -1,4 +1,5 @@
-"""One request at the model at a time: a thread of its own, a bounded queue before it, and a time after which nobody waits."""
+"""One request at the model at a time: a thread of its own, a bounded queue before it, and a time after which nobody waits. Memory
+that the answers have freed goes back to the system while it works."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from tagsds.malloc import give_back_freed_memory
+
 T = TypeVar("T")
+TIDY_S = 5.0  # of answers between two times that freed memory is given back
 
 
 class RefusedError(Exception):
@@ -39,6 +43,7 @@ class Worker:
 
     def __init__(self, seconds: float, most: int) -> None:
         self.seconds, self.most, self.count = seconds, most, 0
+        self._tidied = time.monotonic()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
 
@@ -66,7 +71,12 @@ class Worker:
     def _do(self, job: Job, work: Callable[[Job], T]) -> T:
         job.waited = time.monotonic() - job.begun
         job.check()
-        return work(job)
+        try:
+            return work(job)
+        finally:
+            if time.monotonic() - self._tidied > TIDY_S:
+                give_back_freed_memory()
+                self._tidied = time.monotonic()
 
     def _done(self, _: Future | None) -> None:
         with self._lock:

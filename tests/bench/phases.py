@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from tagsds.engine.build import keep_freed_memory
+from tagsds.malloc import keep_freed_memory
 from tagsds.scoring.scorer import clock
 from tests.bench import run
 from tests.bench.operations import Call, flop_of, recorded, sizes_of

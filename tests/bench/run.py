@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 
-from tagsds.engine.build import keep_freed_memory
+from tagsds.malloc import keep_freed_memory
 from tests.bench.operations import flop_of, sizes_of, table
 from tests.bench.rates import Rates
 from tests.bench.rows import Row, rows

@@ -26,7 +26,7 @@ import torch
 from tagsds.config import load_config
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
-from tagsds.engine.build import keep_freed_memory
+from tagsds.malloc import keep_freed_memory
 from tagsds.models import UniterConfig, UniterModel
 from tagsds.objectives import OBJECTIVES
 from tagsds.scoring.scorer import Scorer
