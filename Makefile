@@ -12,6 +12,7 @@ DATA ?=
 PAIRS ?=
 PICTURES ?=
 SEEDS ?= 1 2
+TESTERS ?= 2
 
 # The venv's own ninja and launcher first, as in an activated venv: another version of ninja would compile DeepSpeed's all-reduce anew.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -33,8 +34,9 @@ $(STAMP): setup.py requirements.lock
 demo: $(STAMP)
 	@$(BIN)/python -m tagsds.experiment demo --output $(RUNS)/demo --ranks $(RANKS) --port $(PORT)
 
+# Two processes, a file of tests each, with one thread each: most tests wait for processes of their own to start.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long

@@ -64,6 +64,7 @@ setup(
         "docs": DOCS,  # `make docs`
         "dev": [
             "pytest",
+            "pytest-xdist",
             "ruff==0.17.5",
             "mypy==2.4.1",
             "import-linter==2.16",
