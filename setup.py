@@ -85,6 +85,7 @@ setup(
             "tagsds-pack=preprocess.pack:main",
             "tagsds-convert=tagsds.models.convert:main",
             "tagsds-extract=preprocess.extract:main",
+            "tagsds-edit=preprocess.edits:main",
             "tagsds-mine=tagsds.mine:main",
             "tagsds-write=tagsds.write:main",
             "tagsds-evaluate=tagsds.evaluate:main",

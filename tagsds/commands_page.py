@@ -27,6 +27,7 @@ option in bold must be given. A mistake is answered with one sentence and exit s
 COMMANDS = {
     "tagsds-pack": "preprocess.pack",
     "tagsds-extract": "preprocess.extract",
+    "tagsds-edit": "preprocess.edits",
     "tagsds-convert": "tagsds.models.convert",
     "tagsds-train": "tagsds.train",
     "tagsds-mine": "tagsds.mine",

@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from tagsds.errors import UserError, nearest
+from tagsds.evaluators.blind import Blind
 from tagsds.evaluators.coco_folds import CocoFolds
 from tagsds.evaluators.cxc import Cxc
 from tagsds.evaluators.eccv import Eccv
@@ -24,6 +25,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "eccv": Eccv,
     "cxc": Cxc,
     "edits": Edits,
+    "blind": Blind,
     "proofread": Proofread,
     "ensemble": Ensemble,
     "rerank": Rerank,

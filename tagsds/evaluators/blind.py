@@ -1,0 +1,146 @@
+"""What the words alone give away: edited captions judged by a language model that sees no picture. Only what exceeds it has been
+read from the picture (Hsieh et al., arXiv 2306.14610, on benchmarks that text models solve)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tagsds.data.vocabulary import Vocabulary
+from tagsds.errors import UserError
+from tagsds.evaluators.console import text_table
+from tagsds.evaluators.edits import Edits, key_of, tokenize_texts
+from tagsds.evaluators.further import Further
+from tagsds.evaluators.metrics import pair_accuracy
+from tagsds.evaluators.pairs_file import EditSet
+from tagsds.evaluators.protocol import Evaluator, Plan, Subject
+from tagsds.evaluators.section import Cell, Row, Section, Table
+from tagsds.models.uniter import UniterModel
+from tagsds.scoring.blind import pseudo_likelihood
+
+INTRO = (
+    "The blind scorer sees the caption alone: its masked-word likelihood, piece by piece. Above blind: points by which the model "
+    "exceeds it. Balanced: the mean of the model's accuracy where the blind scorer is right and where it is wrong, so that what is "
+    "guessed from the words alone stands at 50 %."
+)
+COLUMNS = {"model": "model", "blind": "blind", "above": "above blind", "balanced": "balanced"}
+
+
+@dataclass(frozen=True)
+class BlindSettings:
+    """run: an encoder whose masked-word head judges the captions, such as the pre-training that the models began from."""
+
+    run: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run))
+
+
+class Blind(Evaluator):
+    """`blind` of the results file: {kind of edit: model, blind, above, balanced, pairs}, per cent; beside the evaluator `edits`."""
+
+    name = "blind"
+    Settings = BlindSettings
+    ranks = False
+    needs_matrix = False
+
+    def __init__(self, settings: BlindSettings) -> None:
+        super().__init__(settings)
+        self.further: Further
+        self.other: Subject
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--blind", type=Path, metavar="RUN", help="an encoder that judges the --pairs by the words alone")
+
+    @classmethod
+    def implied_by(cls, options: argparse.Namespace) -> bool:
+        return bool(options.blind)
+
+    @classmethod
+    def settings_of(cls, options: argparse.Namespace) -> dict[str, Any]:
+        return {"run": options.blind} if options.blind else {}
+
+    @property
+    def kinds(self) -> Sequence[EditSet]:
+        return next(other.kinds for other in self.beside if isinstance(other, Edits))
+
+    def check(self, plan: Plan) -> None:
+        if not any(isinstance(other, Edits) for other in self.beside):
+            raise UserError("--blind judges edited captions; give files of them with --pairs.")
+        self.further = Further.find(self.settings.run)
+        if self.further.model is not UniterModel:
+            kind = self.further.model.kind
+            raise UserError(f"--blind {self.further.path} is {kind}, which has no masked-word head; give an encoder.")
+        if "mlm" not in self.further.config.trained_heads:
+            raise UserError(f"--blind {self.further.path} has no trained masked-word head; give a run that was trained with mlm.")
+        self.further.check(plan)
+
+    def prepare(self, subject: Subject) -> None:
+        self.other = self.further.subject(subject)
+
+    def score(self, subject: Subject) -> None:
+        for kind in self.kinds:
+            self.other.once(key_of(kind), 2 * len(kind.pairs), partial(likelihoods, self.other, kind))
+
+    def figures(self, subject: Subject) -> dict[str, Any]:
+        found = {}
+        for kind in self.kinds:
+            found[kind.kind] = compare(subject.scores[key_of(kind)], self.other.scores[key_of(kind)])
+        return {"blind": found}
+
+    def sources(self) -> dict[str, Any]:
+        return {"blind": self.further.source()}
+
+    @classmethod
+    def table(cls, results: Mapping[str, Any]) -> str | None:
+        if not results.get("blind"):
+            return None
+        rows = [[kind, *cells_of(entry)] for kind, entry in results["blind"].items()]
+        return text_table(["true above edited caption, %", *COLUMNS.values()], rows)
+
+    @classmethod
+    def section(cls, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section | None:
+        tables: list[Any] = [
+            Table(run, "kind of edit", list(COLUMNS.values()), rows_of(result["blind"]), run=run)
+            for run, results in runs.items()
+            for result in results
+            if result.get("blind")
+        ]
+        return Section("blind", tables, "Edited captions, by the words alone", INTRO) if tables else None
+
+
+def likelihoods(subject: Subject, kind: EditSet) -> Tensor | None:
+    """Collective: [N, 2], log-likelihoods of a kind's true and false captions; None on all ranks but the first."""
+    every = [text for pair in kind.pairs for text in (pair.caption, pair.negative)]
+    whole = tokenize_texts(subject.tokenizer, every, subject.model.config.max_position_embeddings)
+    share = subject.world.share(torch.arange(len(kind.pairs)))
+    mine = whole.select(torch.stack([2 * share, 2 * share + 1], dim=1).flatten()).to(subject.bank.device)
+    part = pseudo_likelihood(subject.model, mine, Vocabulary.of(subject.tokenizer)).view(-1, 2)  # type: ignore[arg-type]
+    return subject.world.gather(part, len(kind.pairs))
+
+
+def compare(scores: Tensor, blind: Tensor) -> dict[str, Any]:
+    """Figures of a kind of edit from the scores of the model and of the blind scorer, both [N, 2] (true, false caption)."""
+    right, guessed = scores[:, 0] > scores[:, 1], blind[:, 0] > blind[:, 1]
+    model, alone = pair_accuracy(scores[:, 0], scores[:, 1]), pair_accuracy(blind[:, 0], blind[:, 1])
+    halves = [100.0 * right[some].float().mean().item() for some in (guessed, ~guessed) if some.any()]
+    balanced = sum(halves) / 2 if len(halves) == 2 else None
+    return {"model": model, "blind": alone, "above": model - alone, "balanced": balanced, "pairs": len(scores)}
+
+
+def cells_of(entry: Mapping[str, Any]) -> list[str]:
+    """A row of figures; a dash where the blind scorer is always right or always wrong."""
+    return ["–" if entry[key] is None else f"{entry[key]:{'+' if key == 'above' else ''}.1f}" for key in COLUMNS]
+
+
+def rows_of(found: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Of the report."""
+    return [Row(kind, [Cell(cell) for cell in cells_of(entry)]) for kind, entry in found.items()]
