@@ -2,7 +2,8 @@
 
 Shapes: B = true pairs, K = hard negatives of a pair, C = candidates to choose from.
 
-`triplet` serves all three ranking terms: t2i (hard = other images), i2t (other captions) and syn (written sentences).
+`triplet` serves all three ranking terms of the paper: t2i (hard = other images), i2t (other captions) and syn (written sentences).
+`contrast` is a further one over the same negatives.
 """
 
 from __future__ import annotations
@@ -30,6 +31,24 @@ def triplet(true: Tensor, hard: Tensor, valid: Tensor | None, margin: float) -> 
     count = valid.sum(dim=1)
     per_pair = hinge.sum(dim=1) / count.clamp(min=1)
     return per_pair.sum() / (count > 0).sum().clamp(min=1)
+
+
+def contrast(true: Tensor, hard: Tensor, valid: Tensor | None) -> Tensor:
+    """mean over the pairs of -log [ e^z(true) / (e^z(true) + sum over their hard negatives of e^z(hard)) ]: float32 [].
+
+    InfoNCE (van den Oord et al., arXiv 1807.03748) over the negatives that were kept, on ranking logits z. Where the triplet leaves
+    a pair alone once it is a margin ahead, this goes on, and weighs a pair's negatives by how near they come.
+
+    true    float [B], ranking logits of the true pairs
+    hard    float [B, K], of their hard negatives
+    valid   bool [B, K] or None (all); the mean is over the pairs that have a valid slot, as in `triplet`
+    """
+    true, hard = true.float(), hard.float()
+    if valid is None:
+        valid = torch.ones_like(hard, dtype=torch.bool)
+    margins = torch.where(valid, torch.where(valid, hard, 0.0) - true[:, None], -torch.inf)
+    per_pair = torch.cat([torch.zeros_like(true[:, None]), margins], dim=1).logsumexp(dim=1)  # 0 where no slot is valid
+    return per_pair.sum() / valid.any(dim=1).sum().clamp(min=1)
 
 
 def hardest(scores: Tensor, k: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tagsds.losses.ranking import hardest, triplet
+from tagsds.losses.ranking import contrast, hardest, triplet
 
 TRUE = torch.tensor([0.9, 0.5, 0.2])
 HARD = torch.tensor([[0.8, 0.1, 0.95], [0.6, 0.2, 0.3], [0.2, 0.4, 0.7]])
@@ -102,3 +102,29 @@ def test_hardest_never_reports_an_invalid_slot_as_valid():
     for b in range(40):
         pool = sorted((scores[b, c].item(), c) for c in range(25) if valid[b, c])[::-1][:10]
         assert index[b][held[b]].tolist() == [c for _, c in pool]
+
+
+def test_contrast_by_hand():
+    # pair 0 keeps the logits 1 and -1 beside its true 2, pair 1 nothing, pair 2 the logit 3 beside its true 0
+    true, valid = torch.tensor([2.0, 5.0, 0.0]), torch.tensor([[True, True], [False, False], [False, True]])
+    hard = torch.tensor([[1.0, -1.0], [9.0, 9.0], [9.0, 3.0]])
+    first = -math.log(math.exp(2) / (math.exp(2) + math.exp(1) + math.exp(-1)))
+    third = -math.log(1 / (1 + math.exp(3)))
+    assert contrast(true, hard, valid).item() == pytest.approx((first + third) / 2, abs=1e-6)
+    everything = -math.log(math.exp(5) / (math.exp(5) + 2 * math.exp(9)))
+    assert contrast(true[1:2], hard[1:2], None).item() == pytest.approx(everything, abs=1e-6)
+
+
+@pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf])
+def test_contrast_of_invalid_slots_has_no_gradient(rubbish):
+    valid = torch.tensor([[True, False], [False, False]])
+    true, hard = torch.zeros(2, requires_grad=True), torch.tensor([[0.0, rubbish], [rubbish, rubbish]], requires_grad=True)
+    contrast(true, hard, valid).backward()
+    assert true.grad.tolist() == [-0.5, 0.0] and hard.grad.tolist() == [[0.5, 0.0], [0.0, 0.0]]
+
+
+def test_contrast_without_a_slot_is_zero_and_hangs_on_the_graph():
+    true, hard = torch.zeros(2, requires_grad=True), torch.full((2, 1), 4.0, requires_grad=True)
+    loss = contrast(true, hard, torch.zeros(2, 1, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0.0 and true.grad.tolist() == [0.0, 0.0] and hard.grad.tolist() == [[0.0], [0.0]]

@@ -94,8 +94,9 @@ class Plan:
             asked.stream = asked.find(layout)
         keep = torch.unique(torch.cat([cls, *(asked.stream for asked in self._positions)]))
         states = model(pairs, keep)
-        scores = torch.sigmoid(model.score(states[torch.searchsorted(keep, cls)]))
-        parts = scores.split([place.at.stop - place.at.start for place in scored])
+        logits = model.score(states[torch.searchsorted(keep, cls)])
+        lengths = [place.at.stop - place.at.start for place in scored]
+        parts = zip(logits.split(lengths), torch.sigmoid(logits).split(lengths), strict=True)
         return States(pairs, keep, states, dict(zip(map(id, scored), parts, strict=True)))
 
 
@@ -106,11 +107,15 @@ class States:
     pairs: Pairs
     keep: Tensor
     states: Tensor
-    _scores: dict[int, Tensor]
+    _ranked: dict[int, tuple[Tensor, Tensor]]
+
+    def logits(self, place: Place) -> Tensor:
+        """The ranking logits of the pairs of a place, float32."""
+        return self._ranked[id(place)][0]
 
     def scores(self, place: Place) -> Tensor:
         """s(I, T) = sigmoid(ranking logit) of the pairs of a place, float32."""
-        return self._scores[id(place)]
+        return self._ranked[id(place)][1]
 
     def at(self, asked: Positions) -> Tensor:
         """States at the positions that were asked for, in their order."""

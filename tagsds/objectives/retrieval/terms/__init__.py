@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tagsds.objectives.retrieval.settings import LossConfig
 from tagsds.objectives.retrieval.terms.cascade import WEIGHT as CASCADE_WEIGHT
 from tagsds.objectives.retrieval.terms.cascade import Cascade
+from tagsds.objectives.retrieval.terms.contrast import Contrast
 from tagsds.objectives.retrieval.terms.quintuplet import Quintuplet
 from tagsds.objectives.retrieval.terms.ranking import ImageToText, TextToImage
 from tagsds.objectives.retrieval.terms.synthetic import Synthetic
@@ -21,6 +22,7 @@ TERMS: dict[str, Callable[[LossConfig], Term]] = {
     "mlm": lambda loss: MaskedWords(),
     "disc": lambda loss: Discrimination(loss.weight_replaced, loss.weight_kept),
     "corr": lambda loss: Correction(),
+    "contrast": lambda loss: Contrast(),
     "cascade": lambda loss: Cascade(),
 }
 
