@@ -182,10 +182,13 @@ def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[i
     rows: dict[str, Any] = {}
     for seed in seeds:
         folder = experiment.output / f"seed{seed}"
+        blind: list[str] = []
         for stage in runs:
             run = experiment.train(stage, data, folder, seed)
+            if stage.name == "pretrain" and "--pairs" in evaluation:
+                blind = ["--blind", str(run)]
             if stage.evaluated:
-                rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, evaluation)
+                rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*evaluation, *blind])
     return rows
 
 
@@ -202,6 +205,8 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
             if edits := results.get("edits"):
                 mean = statistics.fmean(edit["accuracy"] for edit in edits.values())
                 figures.setdefault("edits/mean", []).append(mean)
+            for kind, edit in results.get("blind", {}).items():
+                figures.setdefault(f"above blind/{kind}", []).append(edit["above"])
         out[stage] = {
             name: {"seeds": v, "mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0}
             for name, v in figures.items()

@@ -53,13 +53,18 @@ class Filtered:
 
 
 @torch.no_grad()
-def filter_candidates(candidates: Tensor, ids: Tensor, annotated: Tensor, vocab: Vocabulary) -> Filtered:
-    """Which candidates may serve as negatives. What is dropped never comes back, however few are left.
+def filter_candidates(
+    candidates: Tensor, ids: Tensor, annotated: Tensor, vocab: Vocabulary, drop_true: bool = True
+) -> Filtered:
+    """Which candidates may serve as negatives. What is dropped never comes back, however few are left. `drop_true`: the last of the
+    filters, which asks whether a sentence is probably true of the image.
 
     candidates   int64 [B, C, L], written from the captions `ids` [B, L]
     annotated    int64 [B, A, L'], the captions of the caption's image, its own among them; rows of pads where fewer
     """
     reason = drop_reasons(candidates, ids, annotated, vocab)
+    if not drop_true:
+        reason[reason == len(REASONS)] = 0
     counts = {"written": torch.tensor(reason.numel(), device=reason.device)}
     for number, name in enumerate(("not_annotated", "distinct", "false_of_image"), 1):
         counts[name] = ((reason == 0) | (reason > number)).sum()

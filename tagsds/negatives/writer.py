@@ -1,4 +1,4 @@
-"""The live encoder writes hard negative sentences: mask, refill, filter, score, keep the hardest (TAGS, section 3)."""
+"""The encoder writes hard negative sentences: mask, refill, filter, score, keep the hardest (TAGS, section 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
 from tagsds.data.masking import choose_by_structure, corrupt, ordinary_pieces, span_members
-from tagsds.data.ragged import Ragged
+from tagsds.data.ragged import Ragged, positions_of
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
 from tagsds.kernels import choice
@@ -18,7 +18,9 @@ from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.negatives.tailored import filter_candidates, refill, write
 from tagsds.scoring.scorer import Scorer, without_dropout
-from tagsds.settings import above_zero, probability
+from tagsds.settings import above_zero, one_of, probability
+
+WRITERS = ("live", "frozen", "words")
 
 
 @dataclass
@@ -33,8 +35,14 @@ class SyntheticConfig:
     """temperature of the refilling softmax"""
     mask_probability: float = 0.15
     """probability that a phrase or word piece is masked"""
+    writer: str = "live"
+    """who refills: live, the encoder as it is now; frozen, as it was when the stage began; words, nobody: pieces of the training
+    captions' phrases by their frequency. The last two are the paper's and our ablations"""
+    drop_true: bool = True
+    """drop a sentence whose changed words all stand in captions of its image, as it is probably true of it; false: an ablation"""
 
     def check(self, group: str) -> None:
+        one_of(self, group, writer=WRITERS)
         above_zero(self, group, "maskings", "refills", "tau")
         probability(self, group, "mask_probability")
 
@@ -112,7 +120,7 @@ def write_negatives(
     """Refill every masking with its image in view, drop what is annotated, repeated or probably true, score the rest."""
     images = bank.image_of_caption[captions]
     candidates = write_candidates(model, bank, captions, maskings, config, vocab, draw)
-    filtered = filter_candidates(candidates, maskings.ids, annotated(bank, images, vocab), vocab)
+    filtered = filter_candidates(candidates, maskings.ids, annotated(bank, images, vocab), vocab, config.drop_true)
     caption, candidate = filtered.keep.nonzero(as_tuple=True)
     ids = candidates[caption, candidate]
     masked = maskings.chosen[caption, torch.div(candidate, config.refills, rounding_mode="floor")]
@@ -130,7 +138,10 @@ def write_candidates(
     vocab: Vocabulary,
     draw: Draw,
 ) -> Tensor:
-    """Every masking refilled with its image in view, nothing dropped yet: int64 [B, M * R, L]."""
+    """Every masking refilled with its image in view, nothing dropped yet: int64 [B, M * R, L]. `model` fills nothing where
+    `config.writer` is words."""
+    if config.writer == "words":
+        return write(maskings.ids, maskings.chosen, phrase_pieces(bank, captions, maskings, config.refills, draw))
     images = bank.image_of_caption[captions]
     per_caption = maskings.masked.shape[1]
     builder = PairBuilder(bank)
@@ -140,6 +151,29 @@ def write_candidates(
         states = model(pairs, maskings.hidden(Layout.of(pairs), 0))
         pieces = refill_states(model, states, vocab, config, draw)
     return write(maskings.ids, maskings.chosen, pieces)
+
+
+def phrase_pieces(bank: Bank, captions: Tensor, maskings: Maskings, refills: int, draw: Draw) -> Tensor:
+    """Pieces for the masked positions without a model, int64 [n, R]: a piece that begins a phrase becomes one that begins a phrase
+    of the bank, any other one that stands within a phrase, by their frequency there."""
+    owner = torch.repeat_interleave(torch.arange(bank.num_captions, device=bank.device), bank.spans.lengths)
+    number, position = bank.spans.values.unbind(1)
+    begins = torch.ones_like(number, dtype=torch.bool)
+    begins[1:] = (number[1:] != number[:-1]) | (owner[1:] != owner[:-1])
+    pieces = bank.tokens.values[bank.tokens.offsets[owner] + position].long()
+    members = bank.spans.select(captions)
+    rows = torch.repeat_interleave(torch.arange(len(captions), device=bank.device), members.lengths)
+    first = torch.zeros_like(maskings.ids, dtype=torch.bool)
+    at = begins[positions_of(bank.spans.offsets[captions], members.lengths)]
+    first[rows[at], members.values[:, 1][at].long()] = True
+    wanted = first[:, None, :].expand_as(maskings.chosen)[maskings.chosen]
+    generator = draw.generator(bank.device, "refill")
+    out = torch.empty(len(wanted), refills, dtype=torch.int64, device=bank.device)
+    for begin in (True, False):
+        stock = pieces[begins == begin] if bool((begins == begin).any()) else pieces
+        chosen = torch.randint(len(stock), (len(wanted), refills), generator=generator, device=bank.device)
+        out = torch.where((wanted == begin)[:, None], stock[chosen], out)
+    return out
 
 
 def refill_states(model: UniterModel, states: Tensor, vocab: Vocabulary, config: SyntheticConfig, draw: Draw) -> Tensor:

@@ -25,8 +25,8 @@ from tests.golden.record import alone
 
 SCRIPT = Path(__file__).with_name("validated_runs.py")
 NAMES = [
-    "watched", "plain", "watched@4", "each-step", "averaged", "averaged@4", "stopped", "stopped@", "still", "half",
-    "watched-matcher", "plain-matcher", "listed",
+    "watched", "plain", "watched@4", "each-step", "averaged", "averaged@4", "frozen", "frozen@2", "stopped", "stopped@", "still",
+    "half", "watched-matcher", "plain-matcher", "listed",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 
@@ -109,6 +109,12 @@ def test_a_resumed_mean_equals_an_undisturbed_one(runs: Path) -> None:
     assert numbers(runs / "averaged-resumed") == numbers(runs / "averaged")
     for name in ("export", "export-best"):
         assert same(runs / "averaged-resumed" / name, runs / "averaged" / name)
+
+
+def test_a_frozen_writer_is_the_same_after_resuming(runs: Path) -> None:
+    """It is in no checkpoint: it is made again from what the stage began with."""
+    assert numbers(runs / "frozen-resumed") == numbers(runs / "frozen")
+    assert same(runs / "frozen-resumed" / "export", runs / "frozen" / "export")
 
 
 def figures_of(folder: Path, world: Path, images: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ MATCHER = ["matcher.embed_size=12", "matcher.word_size=8", "matcher.caption_hidd
 LOOK = ["validate.every=2", "validate.first=6"]
 AUGMENTED = ["augment.feature_noise=0.1", "augment.drop_regions=0.2", "augment.mirror=true", "augment.drop_words=0.1"]
 AVERAGED = ["optimiser.average=0.8", "optimiser.average_every=2"]
+FROZEN = ["loss.syn=0.5", "loss.mlm=0.1", "synthetic.writer=frozen"]
 SCRIPT = {2: 1.0, 4: 3.0, 6: 2.0, 8: 3.0, 10: 2.5}  # step -> figure: best at 4, as good again at 8
 
 
@@ -40,6 +41,7 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "watched": ("published-base", "zero1", [*ENCODER, *LOOK]),
     "each-step": ("published-base", "zero1", [*ENCODER, *AUGMENTED, "log.export_at=[2,4,6]"]),
     "averaged": ("published-base", "zero1", [*ENCODER, *AUGMENTED, *AVERAGED, *LOOK]),
+    "frozen": ("published-base", "zero1", [*ENCODER, *FROZEN, "optimiser.steps=4"]),
     "averaged-in-parts": ("published-base", "zero3_bf16", [*ENCODER, *AVERAGED, *LOOK, "optimiser.steps=4"]),
     "stopped": ("published-base", "zero1", [*ENCODER, *BY_SCRIPT]),
     "still": ("published-base", "zero1", [*ENCODER, *LOOK, "optimiser.lr=0", "optimiser.steps=2"]),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
+from torch.nn import Module
 
 from tagsds.data.bank import Bank
 from tagsds.data.vocabulary import Vocabulary
@@ -25,7 +26,10 @@ from tagsds.scoring.scorer import Scorer
 
 @dataclass
 class Negatives:
-    """How negatives are found: the settings of the run, and who scores and writes them."""
+    """How negatives are found: the settings of the run, and who scores and writes them.
+
+    writer   the encoder that refills masked captions: `model`, or a copy of it as it was when the stage began
+    """
 
     random: NegativesConfig
     synthetic: SyntheticConfig
@@ -33,6 +37,7 @@ class Negatives:
     vocab: Vocabulary
     model: UniterModel
     scorer: Scorer
+    writer: UniterModel
 
 
 @dataclass
@@ -97,10 +102,12 @@ class Draws:
 
     @cached_property
     def everything_written(self) -> Written:
-        """The sentences that the encoder writes for each caption with its current weights, after filtering."""
+        """The sentences that the writer writes for each caption, after filtering."""
         of = self.negatives
+        if of.writer is not of.model:  # a copy is not moved with the objective
+            Module.to(of.writer, self.bank.device)
         everything = write_negatives(
-            of.model, of.scorer, self.bank, self.captions, self.maskings, of.synthetic, of.vocab, self.draw
+            of.writer, of.scorer, self.bank, self.captions, self.maskings, of.synthetic, of.vocab, self.draw
         )
         self.forwards += self.maskings.masked.shape[:2].numel() + len(everything.ids)
         return everything

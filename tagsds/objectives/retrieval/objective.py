@@ -7,6 +7,7 @@ micro-batch.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -48,6 +49,14 @@ def loss_terms(config: Settings) -> list[tuple[float, Term]]:
     return terms
 
 
+def frozen(model: UniterModel) -> UniterModel:
+    """A copy that no optimiser sees and no checkpoint holds: a resumed run makes it again from `init`, before it loads its weights.
+    UserError at ZeRO 3, where no rank has the weights whole."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise UserError("synthetic.writer=frozen copies the encoder, which is in parts at ZeRO stage 3; take a lower stage.")
+    return copy.deepcopy(model).requires_grad_(False)
+
+
 class RetrievalObjective(Objective):
     """forward(bank, captions int64 [B], draw, candidates) -> StepOutput; `candidates` of the bank's split, where needed."""
 
@@ -58,7 +67,8 @@ class RetrievalObjective(Objective):
         self.scorer, self.vocab = scorer, vocab
         self.config = config
         self.terms = loss_terms(config)
-        self.negatives = Negatives(config.negatives, config.synthetic, config.offline, vocab, model, scorer)
+        writer = model if config.synthetic.writer != "frozen" else frozen(model)
+        self.negatives = Negatives(config.negatives, config.synthetic, config.offline, vocab, model, scorer, writer)
 
     @classmethod
     def heads(cls, config: Settings) -> list[str]:
