@@ -37,7 +37,8 @@ class WorldSource:
         """Keys are the split and a running number."""
         return {split: [f"{split}-{index:06d}" for index in range(count)] for split, count in self.images.items()}
 
-    def _scene(self, key: str) -> tuple:
+    def scene(self, key: str) -> tuple:
+        """The things in an image and the sentences about it."""
         split, index = key.rsplit("-", 1)
         scene = world.make_scene(world.generator(self.seed, split, int(index), "scene"))
         return scene, write_captions(scene, world.generator(self.seed, split, int(index), "captions"))
@@ -45,11 +46,11 @@ class WorldSource:
     def texts(self, split: str) -> Iterable[str]:
         """Captions of a split, without drawing."""
         for key in self.splits()[split]:
-            yield from (sentence.text for sentence in self._scene(key)[1])
+            yield from (sentence.text for sentence in self.scene(key)[1])
 
     def record(self, split: str, key: str) -> ImageRecord:
         """Draw one scene; n things, features [n, 192]."""
-        scene, sentences = self._scene(key)
+        scene, sentences = self.scene(key)
         rng = world.generator(self.seed, split, int(key.rsplit("-", 1)[1]), "picture")
         picture, boxes = world.draw(scene, rng)
         classes = np.zeros((len(scene), self.num_classes), dtype=np.float32)
@@ -74,7 +75,7 @@ class WorldSource:
         found: dict[str, list[dict[str, str]]] = {kind: [] for kind in EDIT_KINDS}
         for index, key in enumerate(self.splits()[split]):
             rng = world.generator(self.seed, split, index, "edits")
-            scene, sentences = self._scene(key)
+            scene, sentences = self.scene(key)
             for sentence in sentences:
                 for kind, edited in write_edits(sentence, scene, rng).items():
                     row = {"filename": f"{key}.png", "caption": sentence.text, "negative_caption": edited.text}
