@@ -123,7 +123,7 @@ def likelihoods(subject: Subject, kind: EditSet) -> Tensor | None:
     whole = tokenize_texts(subject.tokenizer, every, subject.model.config.max_position_embeddings)
     share = subject.world.share(torch.arange(len(kind.pairs)))
     mine = whole.select(torch.stack([2 * share, 2 * share + 1], dim=1).flatten()).to(subject.bank.device)
-    part = pseudo_likelihood(subject.model, mine, Vocabulary.of(subject.tokenizer)).view(-1, 2)  # type: ignore[arg-type]
+    part = pseudo_likelihood(subject.model, mine, Vocabulary.of(subject.tokenizer)).view(len(share), 2)  # type: ignore[arg-type]
     return subject.world.gather(part, len(kind.pairs))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -17,6 +18,7 @@ from tagsds.formats.results import read_results
 from tagsds.models.matchers import MATCHERS
 from tagsds.report import main as report
 from tagsds.scoring.blind import pseudo_likelihood
+from tests.launch import ROOT, run_two
 from tests.programs import refusal
 from tests.trained import save_run
 
@@ -81,3 +83,14 @@ def test_what_a_user_is_told(world, runs, tmp_path, capsys):
     matcher = kind.model(kind.config(vocab_size=words, region_dim=width, word_size=8, embed_size=12))
     matcher.save_pretrained(tmp_path / "vsrn" / "export")
     assert "has no masked-word head; give an encoder" in refusal(program.main, capsys, *base, *edits, "--blind", tmp_path / "vsrn")
+
+
+def test_two_processes_give_the_same_figures_though_one_has_no_pair(world, runs, tmp_path):
+    kind = json.loads(sorted((world / "edits" / "dev").glob("*.json"))[0].read_text())
+    (tmp_path / "one.json").write_text(json.dumps({"0": kind["0"]}))
+    asked = ["--checkpoint", runs[0] / "model", "--data", world, "--split", "dev", "--no-retrieval"]
+    asked += ["--pairs", tmp_path / "one.json", "--blind", runs[0] / "words", "--output"]
+    program.main([*map(str, asked), str(tmp_path / "alone.json")])
+    run_two(ROOT / "tagsds/evaluate.py", *asked, tmp_path / "both.json")
+    alone, both = (read_results(tmp_path / name) for name in ("alone.json", "both.json"))
+    assert alone["blind"] == both["blind"] and alone["blind"]["one"]["pairs"] == 1 and both["provenance"]["ranks"] == 2
