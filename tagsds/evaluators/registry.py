@@ -15,6 +15,7 @@ from tagsds.evaluators.edits import Edits
 from tagsds.evaluators.ensemble import Ensemble
 from tagsds.evaluators.proofread import Proofread
 from tagsds.evaluators.protocol import Evaluator, Plan, Subject
+from tagsds.evaluators.query_bank import QueryBank
 from tagsds.evaluators.recall import Recall
 from tagsds.evaluators.rerank import Rerank
 from tagsds.formats.results import FORMAT, VERSION
@@ -29,6 +30,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "proofread": Proofread,
     "ensemble": Ensemble,
     "rerank": Rerank,
+    "query-bank": QueryBank,
 }
 
 

@@ -1,0 +1,76 @@
+"""Hubs taken down by a bank of training captions: the arithmetic by hand, scores across banks, and a run of tagsds-evaluate."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from tagsds import evaluate as program
+from tagsds.data.shards import load_bank
+from tagsds.evaluators.metrics import recalls
+from tagsds.evaluators.query_bank import QueryBank, QueryBankSettings, crossed, soft_maximum
+from tagsds.formats.results import read_results
+from tagsds.report import main as report
+from tagsds.scoring.registry import scorer_of
+from tests.launch import ROOT, run_two
+from tests.programs import refusal
+from tests.small_world import caption_ids, score_of
+from tests.trained import save_run
+
+
+def test_the_soft_maximum_by_hand():
+    scores = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    assert soft_maximum(scores, 2.0).tolist() == pytest.approx([2 * math.log((math.exp(0.5) + math.exp(1.5)) / 2), 2.0])
+    assert soft_maximum(scores, 0.01)[0] == pytest.approx(3.0, abs=0.01)
+    assert soft_maximum(scores, 1e4)[0] == pytest.approx(2.0, abs=1e-3)
+    assert soft_maximum(scores, 0.0).tolist() == [2.0, 2.0]
+
+
+@pytest.fixture(scope="module")
+def model(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hubs") / "run"
+    return folder, save_run(folder, world)
+
+
+def test_scores_across_banks_are_those_of_each_pair(world, model):
+    dev, train = load_bank(world, "dev")[0], load_bank(world, "train", 3)[0]
+    images, captions = torch.tensor([5, 0]), torch.tensor([1, 7, 4])
+    found = crossed(scorer_of(model[1]), dev, images, train, captions)
+    for n, image in enumerate(images.tolist()):
+        for m, caption in enumerate(captions.tolist()):
+            expected = score_of(model[1], dev, caption_ids(train, caption), image)
+            assert float(found[n, m]) == pytest.approx(float(expected), abs=1e-4)
+    assert crossed(scorer_of(model[1]), dev, images[:0], train, captions).shape == (0, 3)
+
+
+def test_the_command_and_the_report(world, model, tmp_path, capsys):
+    asked = ["--checkpoint", model[0], "--data", world, "--split", "dev", "--query-bank", 4, "--output"]
+    program.main([*map(str, asked), str(tmp_path / "one.json")])
+    assert "hubs taken down by 20 captions" in capsys.readouterr().out
+    results = read_results(tmp_path / "one.json")
+    dev, train = load_bank(world, "dev")[0], load_bank(world, "train", 4)[0]
+    captions = torch.arange(dev.num_captions)
+    scorer = scorer_of(model[1])
+    matrix = scorer.matrix(dev, torch.arange(dev.num_images), captions, progress=False)
+    bank = crossed(scorer, dev, torch.arange(dev.num_images), train, torch.arange(20)).double()
+    t = 0.5 * bank.std()
+    bias = torch.stack([t * torch.log(torch.exp(row / t).mean()) for row in bank])
+    expected = recalls((matrix - 0.5 * bias[:, None]).float(), dev.image_of_caption).as_dict()
+    assert {key: results["query_bank"][key] for key in expected} == pytest.approx(expected)
+    assert all(results["query_bank"][f"text_r{n}"] == results["recalls"][f"text_r{n}"] for n in (1, 5, 10))
+    run_two(ROOT / "tagsds/evaluate.py", *asked, tmp_path / "two.json")
+    assert json.loads((tmp_path / "two.json").read_text())["query_bank"] == results["query_bank"]
+    (tmp_path / "one.json").rename(model[0] / "results-dev.json")
+    report([str(model[0]), "--output", str(tmp_path / "report.html")])
+    assert "hubs taken down by a query bank" in (tmp_path / "report.html").read_text()
+
+
+def test_what_a_user_is_told(world, model, capsys):
+    base = ["--checkpoint", model[0], "--data", world]
+    assert "--query-bank is 1; give a whole number of at least 2" in refusal(program.main, capsys, *base, "--query-bank", 1)
+    said = refusal(program.main, capsys, *base, "--split", "train", "--query-bank")
+    assert "must be of another split than 'train', whose images would be their own queries" in said
+    assert QueryBank.settings_of(program.parse_arguments([*map(str, base)])) == {} and QueryBankSettings().split == "train"
