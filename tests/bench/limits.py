@@ -21,7 +21,10 @@ from tagsds.figures.example import Example
 
 ROWS = Path(__file__).resolve().parents[2] / "benchmarks" / "2026-11-22-limits.json"
 SEEDS_DIFFER = 5.0  # points of rsum over 300 images, by which runs that differ in the seed alone do
-ALT = "Three plots of rsum on 300 images of train and dev: by steps of the recipe, by training images, and for single changes of it."
+ALT = (
+    "Three plots of rsum on 300 images: by steps of the recipe, by training images, and of runs that differ from the recipe in one "
+    "thing. The training images rise with the steps; the dev images stand still from a third of the run on."
+)
 
 
 def lines(axes: Axes, x: list[float], rows: list[dict[str, Any]]) -> None:

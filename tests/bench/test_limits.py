@@ -1,0 +1,23 @@
+"""docs/results/limits.md says what the rows in benchmarks/ say, and shows the picture that is drawn from them."""
+
+from __future__ import annotations
+
+import json
+
+from tests.bench.limits import ROWS, svg
+from tests.launch import ROOT
+
+PAGE = ROOT / "docs" / "results" / "limits.md"
+
+
+def test_the_picture_is_that_of_the_rows():
+    assert (ROOT / "docs/results/limits.svg").read_text() == svg(), "run python -m tests.bench.limits docs/results/limits.svg"
+
+
+def test_the_tables_are_those_of_the_rows():
+    rows, page = json.loads(ROWS.read_text()), PAGE.read_text()
+    for row in rows["changes"]:
+        recalls = f"{row['train']:.0f} | {row['dev']:.0f} | {row['text_r1']:.1f} | {row['image_r1']:.1f}"
+        assert f"| {row['change']} | {recalls} |" in page, row
+    for row in rows["images"]:
+        assert f"| {row['images']:,} | {row['train']:.0f} | {row['dev']:.0f} |" in page, row
