@@ -84,7 +84,7 @@ class Blind(Evaluator):
         self.further.check(plan)
 
     def prepare(self, subject: Subject) -> None:
-        self.other = self.further.subject(subject)
+        self.other = self.further.subject(subject, "mlm")
 
     def score(self, subject: Subject) -> None:
         for kind in self.kinds:

@@ -35,15 +35,16 @@ class Further:
         """UserError where the shards are not what it was trained on."""
         check_data(self.config, self.folder, plan.manifest)
 
-    def subject(self, of: Subject) -> Subject:
-        """The same corpus with this model, its weights loaded. The state of the random generators is left as it was."""
+    def subject(self, of: Subject, head: str = "") -> Subject:
+        """The same corpus with this model, its weights loaded. The state of the random generators is left as it was. `head`: which
+        one will be used, where that is not the one that ranks pairs."""
         devices = [of.bank.device] if of.bank.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             model = load_model(self.folder)
         torch.nn.Module.to(model, of.bank.device)  # in place; transformers' own `to` is not typed
         files = of.files.for_weights(self.folder) if of.files else None
         found = replace(of, model=model, scorer=None, scores={}, kept={}, costs={}, files=files)
-        self.head = found.pair_scorer.ready()
+        self.head = head or found.pair_scorer.ready()
         return found
 
     def source(self) -> dict[str, str | None]:

@@ -45,15 +45,16 @@ def test_where_the_words_tell_all_there_is_no_balance():
 @pytest.fixture(scope="module")
 def runs(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("blind")
-    return folder, save_run(folder / "model", world), save_run(folder / "words", world, seed=5)
+    return folder, save_run(folder / "model", world), save_run(folder / "words", world, ["itm", "mlm"], seed=5)  # a pre-training
 
 
-def test_the_command_and_the_report(world, runs, capsys):
+def test_the_command_and_the_report(world, runs, capsys, recwarn):
     folder, _, blind = runs
     edits = sorted((world / "edits" / "dev").glob("*.json"))[:2]
     program.main(["--checkpoint", str(folder / "model"), "--data", str(world), "--split", "dev", "--no-retrieval",
                   "--pairs", *map(str, edits), "--blind", str(folder / "words")])  # fmt: skip
     assert "balanced" in capsys.readouterr().out
+    assert not any("head is not trained" in str(warning.message) for warning in recwarn)  # it ranks nothing
     results = read_results(folder / "model" / "results-dev.json")
     tokenizer = load_tokenizer(world / "tokenizer")
     for kind in read_pairs(edits, load_bank(world, "dev")[0].keys):
@@ -65,6 +66,7 @@ def test_the_command_and_the_report(world, runs, capsys):
         found = results["blind"][kind.kind]
         assert found["blind"] == pytest.approx(100 * right / len(kind.pairs)) and found["pairs"] == len(kind.pairs)
         assert found["model"] == results["edits"][kind.kind]["accuracy"] and found["above"] == found["model"] - found["blind"]
+    assert results["provenance"]["blind"]["head"] == "mlm"
     assert results["provenance"]["blind"]["checkpoint"] == str(folder / "words" / "export")
     report([str(folder / "model"), "--output", str(folder / "report.html")])
     assert "Edited captions, by the words alone" in (folder / "report.html").read_text()
