@@ -22,15 +22,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from preprocess.records import numpy_seed
 from tagsds.data import span_words as lists
 from tagsds.data.samples import captions_of
-from tagsds.data.shards import check_shard, read_samples
+from tagsds.data.shard_files import check_shard, places_of_members
 from tagsds.data.spans import SPAN_KINDS, find_spans
-from tagsds.errors import UserError, check_whole, command
+from tagsds.errors import check_whole, command
 from tagsds.files import write_json
 from tagsds.formats.manifest import Manifest, read_manifest
 
@@ -181,19 +183,29 @@ EDITS: dict[str, Callable[[Caption, Stock, np.random.Generator], str | None]] = 
 
 
 def read_captions(manifest: Manifest, split: str) -> Iterator[Caption]:
-    """The captions of a split with their spans. UserError for a damaged shard, and for a corpus that holds ids and no text."""
-    if split not in manifest.splits:
-        raise UserError(f"{manifest.folder} has no split '{split}'; choose one of {', '.join(manifest.splits)}.")
-    for shard in manifest.splits[split]["shards"]:
+    """The captions of a split with their spans. Only captions.json is read of a sample: features are most of a shard's bytes.
+    UserError for an unknown split or a damaged shard."""
+    for shard in tqdm(manifest.shards(split), desc=split, unit="shard"):
         path = check_shard(manifest.folder, shard, checksum=False)
-        for sample in read_samples([path]):
-            found = captions_of(sample, f"{path}: {sample['__key__']}", manifest.vocab_size)
-            said = frozenset(word for caption in found for word in WORD.findall(caption["text"].lower()))
-            for caption in found:
-                text = caption["text"].rstrip()
-                spans = caption.get("spans") or [span.as_json() for span in find_spans(text)]
-                whole = [(span["kind"], *span["chars"][0]) for span in spans if len(span.get("chars", [])) == 1]
-                yield Caption(sample["__key__"], text, tuple(Part(*one) for one in whole if one[2] <= len(text)), said)
+        places = places_of_members(path)
+        with path.open("rb") as stream:
+            for key, members in places.items():
+                sample = {}
+                if "captions.json" in members:
+                    start, size = members["captions.json"]
+                    stream.seek(start)
+                    sample["captions.json"] = stream.read(size)
+                yield from captions_of_image(key, captions_of(sample, f"{path}: {key}", manifest.vocab_size))
+
+
+def captions_of_image(key: str, found: Sequence[dict[str, Any]]) -> Iterator[Caption]:
+    """Captions of an image from the entries of its captions.json. A span in several parts is left out."""
+    said = frozenset(word for caption in found for word in WORD.findall(caption["text"].lower()))
+    for caption in found:
+        text = caption["text"].rstrip()
+        spans = caption.get("spans") or [span.as_json() for span in find_spans(text)]
+        whole = [(span["kind"], *span["chars"][0]) for span in spans if len(span.get("chars", [])) == 1]
+        yield Caption(key, text, tuple(Part(*one) for one in whole if one[2] <= len(text)), said)
 
 
 def make_edits(kind: str, captions: Sequence[Caption], stock: Stock, number: int, seed: int) -> list[dict[str, str]]:

@@ -28,6 +28,7 @@ from tagsds.evaluators.metrics import recalls
 from tagsds.evaluators.protocol import Evaluator, Plan, Subject
 from tagsds.evaluators.recall import every, note_of, recall_tables
 from tagsds.evaluators.section import Section
+from tagsds.formats.manifest import Manifest
 from tagsds.scoring.protocol import PairScorer
 
 SCORES = "query-bank"  # [I, Q]
@@ -53,6 +54,7 @@ class QueryBank(Evaluator):
 
     def __init__(self, settings: QueryBankSettings) -> None:
         super().__init__(settings)
+        self.manifest: Manifest
         self.bank: Bank
 
     @classmethod
@@ -64,10 +66,12 @@ class QueryBank(Evaluator):
     def check_options(cls, options: argparse.Namespace) -> None:
         if options.query_bank is not None and options.query_bank < 2:
             raise UserError(f"--query-bank is {options.query_bank}; give a whole number of at least 2.")
+        if options.query_bank is not None and (options.no_exact or options.no_retrieval):
+            raise UserError("--query-bank needs the scores of all pairs; omit --no-exact and --no-retrieval.")
 
     @classmethod
     def implied_by(cls, options: argparse.Namespace) -> bool:
-        return options.query_bank is not None and not options.no_retrieval and not options.no_exact
+        return options.query_bank is not None
 
     @classmethod
     def settings_of(cls, options: argparse.Namespace) -> dict[str, Any]:
@@ -78,10 +82,11 @@ class QueryBank(Evaluator):
             own = f"'{plan.split}', whose images would be their own queries"
             raise UserError(f"the query bank must be of another split than {own}.")
         plan.manifest.shards(self.settings.split)
-        self.bank, _ = load_bank(plan.manifest.folder, self.settings.split, self.settings.images, checksum=False, classes=False)
+        self.manifest = plan.manifest
 
     def prepare(self, subject: Subject) -> None:
-        self.bank = self.bank.to(subject.bank.device)
+        bank, _ = load_bank(self.manifest.folder, self.settings.split, self.settings.images, checksum=False, classes=False)
+        self.bank = bank.to(subject.bank.device)
 
     def score(self, subject: Subject) -> None:
         super().score(subject)

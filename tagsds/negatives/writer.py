@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tagsds.data.bank import Bank
 from tagsds.data.builder import PairBuilder
@@ -13,6 +14,7 @@ from tagsds.data.masking import choose_by_structure, corrupt, ordinary_pieces, s
 from tagsds.data.ragged import Ragged, positions_of
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
+from tagsds.errors import UserError
 from tagsds.kernels import choice
 from tagsds.losses.ranking import hardest
 from tagsds.models.uniter import Layout, UniterModel
@@ -37,7 +39,7 @@ class SyntheticConfig:
     """probability that a phrase or word piece is masked"""
     writer: str = "live"
     """who refills: live, the encoder as it is now; frozen, as it was when the stage began; words, nobody: pieces of the training
-    captions' phrases by their frequency. The last two are the paper's and our ablations"""
+    captions' phrases by their frequency. The last two are ablations"""
     drop_true: bool = True
     """drop a sentence whose changed words all stand in captions of its image, as it is probably true of it; false: an ablation"""
 
@@ -153,27 +155,49 @@ def write_candidates(
     return write(maskings.ids, maskings.chosen, pieces)
 
 
+@dataclass
+class Phrases:
+    """Of the entries of a bank's span table: `begins` bool [n], whether a piece is the first of its phrase; `stock`: the pieces that
+    begin a phrase, and the others, int64."""
+
+    begins: Tensor
+    stock: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def of(bank: Bank) -> Phrases:
+        """Made once for a table: a micro-batch's bank shares it with the whole. UserError for a corpus without a span."""
+        table = bank.spans.values
+        if table not in _phrases:
+            if not len(table):
+                raise UserError("synthetic.writer=words draws from the phrases of the captions, and this corpus has none.")
+            owner = torch.repeat_interleave(torch.arange(bank.num_captions, device=bank.device), bank.spans.lengths)
+            number, position = table.unbind(1)
+            begins = torch.ones_like(number, dtype=torch.bool)
+            begins[1:] = (number[1:] != number[:-1]) | (owner[1:] != owner[:-1])
+            pieces = bank.tokens.values[bank.tokens.offsets[owner] + position].long()
+            within = pieces[~begins] if not bool(begins.all()) else pieces
+            _phrases[table] = Phrases(begins, (pieces[begins], within))
+        return _phrases[table]
+
+
+_phrases = WeakTensorKeyDictionary()
+
+
 def phrase_pieces(bank: Bank, captions: Tensor, maskings: Maskings, refills: int, draw: Draw) -> Tensor:
     """Pieces for the masked positions without a model, int64 [n, R]: a piece that begins a phrase becomes one that begins a phrase
     of the bank, any other one that stands within a phrase, by their frequency there."""
-    owner = torch.repeat_interleave(torch.arange(bank.num_captions, device=bank.device), bank.spans.lengths)
-    number, position = bank.spans.values.unbind(1)
-    begins = torch.ones_like(number, dtype=torch.bool)
-    begins[1:] = (number[1:] != number[:-1]) | (owner[1:] != owner[:-1])
-    pieces = bank.tokens.values[bank.tokens.offsets[owner] + position].long()
+    phrases = Phrases.of(bank)
     members = bank.spans.select(captions)
     rows = torch.repeat_interleave(torch.arange(len(captions), device=bank.device), members.lengths)
     first = torch.zeros_like(maskings.ids, dtype=torch.bool)
-    at = begins[positions_of(bank.spans.offsets[captions], members.lengths)]
+    at = phrases.begins[positions_of(bank.spans.offsets[captions], members.lengths)]
     first[rows[at], members.values[:, 1][at].long()] = True
     wanted = first[:, None, :].expand_as(maskings.chosen)[maskings.chosen]
     generator = draw.generator(bank.device, "refill")
-    out = torch.empty(len(wanted), refills, dtype=torch.int64, device=bank.device)
-    for begin in (True, False):
-        stock = pieces[begins == begin] if bool((begins == begin).any()) else pieces
-        chosen = torch.randint(len(stock), (len(wanted), refills), generator=generator, device=bank.device)
-        out = torch.where((wanted == begin)[:, None], stock[chosen], out)
-    return out
+    first_ones, later_ones = (
+        stock[torch.randint(len(stock), (len(wanted), refills), generator=generator, device=bank.device)] for stock in phrases.stock
+    )
+    return torch.where(wanted[:, None], first_ones, later_ones)
 
 
 def refill_states(model: UniterModel, states: Tensor, vocab: Vocabulary, config: SyntheticConfig, draw: Draw) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -87,12 +89,26 @@ def test_pieces_of_phrases_by_hand():
     maskings = Maskings(ids, torch.tensor([4, 5]), ids[:, None], chosen)
     drawn = phrase_pieces(bank, torch.tensor([1, 0]), maskings, 3000, Draw(0, 0, 0))
     assert drawn.shape == (4, 3000)
+    assert phrase_pieces(bank, torch.tensor([1, 0]), maskings, 3000, Draw(0, 0, 0)).equal(drawn)
     for row, begins in enumerate((True, False, False, True)):
         expected = {11, 13, 21} if begins else {12}
         assert set(drawn[row].tolist()) == expected
         if begins:
             counts = torch.bincount(drawn[row])[[11, 13, 21]]
             assert counts.float().div(3000).sub(1 / 3).abs().max() < 0.04
+
+
+def test_words_need_no_forward_and_a_corpus_with_phrases(corpus):
+    bank = corpus[0]
+    counted = {}
+    for writer in ("live", "words"):
+        draws = Draws(objective_of(corpus, writer).negatives, bank, CAPTIONS, DRAW)
+        counted[writer] = (draws.forwards + 0, len(draws.everything_written.ids), draws.forwards)
+    assert counted["words"] == (0, counted["words"][1], counted["words"][1])
+    assert counted["live"][2] == counted["live"][1] + 9  # three captions, masked three times
+    none = replace(bank, spans=Ragged(bank.spans.values[:0], torch.zeros_like(bank.spans.lengths)))
+    with pytest.raises(UserError, match="this corpus has none"):
+        written_by(objective_of(corpus, "words"), none)
 
 
 def test_sentences_that_are_probably_true_are_kept_on_request():

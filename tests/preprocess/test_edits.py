@@ -112,5 +112,5 @@ def test_the_command(world, tmp_path, capsys):
 
 def test_what_a_user_is_told(world, tmp_path, capsys):
     said = refusal(program.main, capsys, "--data", world, "--split", "val", "--output", tmp_path)
-    assert "has no split 'val'; choose one of train, dev, test" in said
+    assert "has no split 'val'" in said and "dev" in said
     assert "--number is 0" in refusal(program.main, capsys, "--data", world, "--output", tmp_path, "--number", 0)

@@ -109,7 +109,8 @@ class Draws:
         everything = write_negatives(
             of.writer, of.scorer, self.bank, self.captions, self.maskings, of.synthetic, of.vocab, self.draw
         )
-        self.forwards += self.maskings.masked.shape[:2].numel() + len(everything.ids)
+        masked = 0 if of.synthetic.writer == "words" else self.maskings.masked.shape[:2].numel()
+        self.forwards += masked + len(everything.ids)
         return everything
 
     @cached_property
