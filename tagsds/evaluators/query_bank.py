@@ -66,8 +66,6 @@ class QueryBank(Evaluator):
     def check_options(cls, options: argparse.Namespace) -> None:
         if options.query_bank is not None and options.query_bank < 2:
             raise UserError(f"--query-bank is {options.query_bank}; give a whole number of at least 2.")
-        if options.query_bank is not None and (options.no_exact or options.no_retrieval):
-            raise UserError("--query-bank needs the scores of all pairs; omit --no-exact and --no-retrieval.")
 
     @classmethod
     def implied_by(cls, options: argparse.Namespace) -> bool:

@@ -157,8 +157,8 @@ def write_candidates(
 
 @dataclass
 class Phrases:
-    """Of the entries of a bank's span table: `begins` bool [n], whether a piece is the first of its phrase; `stock`: the pieces that
-    begin a phrase, and the others, int64."""
+    """Of the entries of a bank's span table: `begins` bool [n], whether a piece is the first of its phrase. `stock`: those
+    pieces, and the others, int64."""
 
     begins: Tensor
     stock: tuple[Tensor, Tensor]

@@ -71,8 +71,9 @@ def test_the_command_and_the_report(world, model, tmp_path, capsys):
 def test_what_a_user_is_told(world, model, capsys):
     base = ["--checkpoint", model[0], "--data", world]
     assert "--query-bank is 1; give a whole number of at least 2" in refusal(program.main, capsys, *base, "--query-bank", 1)
-    listed = ["--shortlist", model[0], "--no-exact"]
-    assert "omit --no-exact and --no-retrieval" in refusal(program.main, capsys, *base, *listed, "--query-bank")
+    edits = ["--pairs", world / "edits" / "dev", "--no-retrieval"]
+    said = refusal(program.main, capsys, *base, "--split", "dev", *edits, "--query-bank")
+    assert "'query-bank' ranks images and captions; omit --no-retrieval" in said
     said = refusal(program.main, capsys, *base, "--split", "train", "--query-bank")
     assert "must be of another split than 'train', whose images would be their own queries" in said
     assert QueryBank.settings_of(program.parse_arguments([*map(str, base)])) == {} and QueryBankSettings().split == "train"
