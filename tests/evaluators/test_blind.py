@@ -26,9 +26,25 @@ from tests.trained import save_run
 def test_figures_by_hand():
     scores = torch.tensor([[2.0, 1.0], [1.0, 2.0], [3.0, 1.0], [1.0, 1.0]])  # right, wrong, right, a tie is wrong
     words = torch.tensor([[-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], [-2.0, -1.0]])  # right in the first three
-    found = compare(scores, words)
-    assert found == {"model": 50.0, "blind": 75.0, "above": -25.0, "balanced": pytest.approx((200 / 3 + 0) / 2), "pairs": 4}
-    assert cells_of(found) == ["50.0", "75.0", "-25.0", "33.3"]
+    found = compare(scores, words, 1.0)
+    # differences 1, -1, 2, 0 with a root mean square of sqrt(6 / 4) = 1.22, and 1, 1, 1, -1 with 1: sums of 1.82, 0.18, 2.63, -1
+    balanced = pytest.approx((200 / 3 + 0) / 2)
+    assert found == {"model": 50.0, "blind": 75.0, "above": -25.0, "balanced": balanced, "both": 75.0, "pairs": 4}
+    assert cells_of(found) == ["50.0", "75.0", "-25.0", "33.3", "75.0"]
+
+
+def test_the_sum_of_both_does_not_depend_on_the_unit_and_ties_stay_wrong():
+    scores = torch.tensor([[2.0, 1.0], [1.0, 2.0], [3.0, 1.0], [1.0, 1.0]])
+    words = torch.tensor([[-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], [-2.0, -2.0]])
+    by_weight = [compare(1000 * scores, words / 7, weight)["both"] for weight in (0.0, 0.5, 1.0)]
+    assert by_weight == [50.0, 50.0, 75.0]  # the second pair: -0.82 + weight * 1.15
+    assert compare(scores * 0, words * 0)["both"] == 0.0
+
+
+def test_a_file_from_before_has_no_sum():
+    found = compare(torch.randn(5, 2), torch.randn(5, 2))
+    del found["both"]
+    assert cells_of(found)[-1] == "–"
 
 
 def test_a_model_that_guesses_by_the_words_stands_at_a_half():
@@ -39,7 +55,7 @@ def test_a_model_that_guesses_by_the_words_stands_at_a_half():
 
 def test_where_the_words_tell_all_there_is_no_balance():
     found = compare(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
-    assert found["balanced"] is None and cells_of(found) == ["50.0", "100.0", "-50.0", "–"]
+    assert found["balanced"] is None and cells_of(found) == ["50.0", "100.0", "-50.0", "–", "50.0"]
 
 
 @pytest.fixture(scope="module")
