@@ -39,7 +39,7 @@ class BlindSettings:
     weight: of the blind scorer in `both`, beside the model's 1; chosen on edits of dev (docs/results/tables.md)."""
 
     run: Path
-    weight: float = 0.75
+    weight: float = 0.5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", Path(self.run))
