@@ -21,3 +21,12 @@ def test_the_tables_are_those_of_the_rows():
         assert f"| {row['change']} | {recalls} |" in page, row
     for row in rows["images"]:
         assert f"| {row['images']:,} | {row['train']:.0f} | {row['dev']:.0f} |" in page, row
+
+
+def test_the_tables_of_later_rows():
+    rows, page = json.loads((ROWS.parent / "2026-11-28-limits.json").read_text()), PAGE.read_text()
+    for row in rows["held_out"]:
+        losses = " | ".join(f"{row[f'{split}_{task}']:.2f}" for split in ("train", "dev") for task in ("itm", "mlm", "mrckl"))
+        assert f"| {row['change']} | {losses} |" in page, row
+    for row in rows["changes"]:
+        assert f"| {row['change']} | {row['dev']:.0f} | {row['text_r1']:.1f} | {row['image_r1']:.1f} |" in page, row
