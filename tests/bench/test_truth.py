@@ -41,6 +41,18 @@ def test_shares_by_hand():
     assert truth.share_of(torch.zeros(9), 0.5, 0.05) == 0.0 and truth.share_of(torch.ones(9), 0.5, 0.05) == 1.0
 
 
+def test_same_classes_against_a_plain_loop(world):
+    bank, _ = load_bank(world, "train")
+    candidates = candidates_of(bank, 30, 20)
+    captions = torch.tensor([2, 17, 90, 171])
+    likeliest, ends = bank.classes.argmax(dim=1).tolist(), bank.regions.offsets.tolist()
+    sets = [set(likeliest[ends[image] : ends[image + 1]]) for image in range(bank.num_images)]
+    (band,) = truth.by_classes(bank, candidates, captions, [truth.Band(2, 4, 0.0)])
+    asked = [(sets[int(bank.image_of_caption[c])], candidates.images_of_caption[c, 2:5].tolist()) for c in captions.tolist()]
+    same = [sets[image] == own for own, images in asked for image in images if image >= 0]
+    assert band.alike == pytest.approx(sum(same) / len(same)) and 0 < len(same) <= 12
+
+
 def test_the_command_on_a_drawn_corpus(world, bank, tmp_path, capsys):
     (tmp_path / "mined").mkdir()
     write_candidates(tmp_path / "mined", world, "train", candidates_of(bank, 30, 20))
@@ -48,5 +60,5 @@ def test_the_command_on_a_drawn_corpus(world, bank, tmp_path, capsys):
     truth.main([*asked, "--output", str(tmp_path / "truth.json")])
     bands = json.loads((tmp_path / "truth.json").read_text())["bands"]
     assert [(band["first"], band["last"]) for band in bands] == [(0, 0), (1, 1), (2, 4), (5, 9), (10, 19)]
-    assert all(0 <= band["agreement"] <= 1 and 0 <= band["scenes"] < 0.2 for band in bands)
+    assert all(0 <= band["agreement"] <= 1 and 0 <= band["scenes"] < 0.2 and 0 <= band["alike"] <= 1 for band in bands)
     assert "2..4" in capsys.readouterr().out

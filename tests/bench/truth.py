@@ -13,13 +13,16 @@ different things.
 
 By the scenes, for the drawn corpus (`--scenes`, the seed it was packed with): whether each statement of the caption holds there.
 
+Beside them stands what the features can tell at all, where the shards have soft labels: the share of candidates with just the
+classes of the caption's own image. Such an image may be false of the caption, and still nothing but its boxes tells the two apart.
+
 Shapes: N = captions asked, M = images of each.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -92,12 +95,13 @@ class Agreement:
 @dataclass(frozen=True)
 class Band:
     """Image ranks first to last of each caption, and the share of candidates among them that is true: by agreement, and by the
-    scenes of a drawn corpus."""
+    scenes of a drawn corpus; and the share that has the same set of classes as the caption's image."""
 
     first: int
     last: int
     agreement: float
     scenes: float | None = None
+    alike: float | None = None
 
 
 def share_of(agreements: Tensor, threshold: float, random: float) -> float:
@@ -139,18 +143,41 @@ def by_scenes(bank: Bank, candidates: Candidates, captions: Tensor, bands: list[
             sentence = next(one for one in sentences if one.text == bank.texts[caption])
             images = candidates.images_of_caption[caption, ranks_of(band.first, band.last)].tolist()
             hits += [sentence.holds(made[bank.keys[image]][0], margin=0.0) for image in images if image >= 0]
-        found.append(Band(band.first, band.last, band.agreement, sum(hits) / len(hits)))
+        found.append(replace(band, scenes=sum(hits) / len(hits)))
+    return found
+
+
+def class_sets(bank: Bank) -> Tensor:
+    """Which classes the regions of each image have, by their likeliest one: bool [images, C]."""
+    assert bank.classes is not None
+    owner = torch.repeat_interleave(torch.arange(bank.num_images), bank.regions.lengths)
+    sets = torch.zeros(bank.num_images, bank.classes.shape[1], dtype=torch.bool)
+    sets[owner, bank.classes.argmax(dim=1)] = True
+    return sets
+
+
+def by_classes(bank: Bank, candidates: Candidates, captions: Tensor, bands: list[Band]) -> list[Band]:
+    """The bands with the share of candidates whose set of classes is that of the caption's image."""
+    sets = class_sets(bank)
+    own = sets[bank.image_of_caption[captions]][:, None]
+    found = []
+    for band in bands:
+        images = candidates.images_of_caption[captions][:, ranks_of(band.first, band.last)].long()
+        same = (sets[images.clamp(min=0)] == own).all(dim=2)[images >= 0]
+        found.append(replace(band, alike=same.float().mean().item()))
     return found
 
 
 def measure(args: argparse.Namespace) -> list[Band]:
     manifest = read_manifest(args.data)
-    bank, _ = load_bank(args.data, args.split, checksum=False, classes=False)
+    bank, _ = load_bank(args.data, args.split, checksum=False, classes=manifest.num_classes > 0)
     candidates = Candidates.read(args.candidates, manifest, args.split)
     generator = torch.Generator().manual_seed(0)
     pool = (bank.captions_of_image.lengths[bank.image_of_caption] > 1).nonzero().squeeze(1)
     captions = pool[torch.randperm(len(pool), generator=generator)[: args.sample]]
     bands = bands_of(bank, candidates, captions, generator)
+    if bank.classes is not None:
+        bands = by_classes(bank, candidates, captions, bands)
     if args.scenes is None:
         return bands
     source = WorldSource({split: counts["images"] for split, counts in manifest.splits.items()}, args.scenes)
@@ -168,8 +195,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     bands = measure(args)
     cell = lambda share: "" if share is None else f"{100 * share:.1f}"  # noqa: E731
-    rows = [[f"{band.first}..{band.last}", cell(band.agreement), cell(band.scenes)] for band in bands]
-    print(text_table(["image ranks; true, %", "at most, by agreement", "by the scenes"], rows))
+    rows = [[f"{band.first}..{band.last}", cell(band.agreement), cell(band.scenes), cell(band.alike)] for band in bands]
+    print(text_table(["image ranks; true, %", "at most, by agreement", "by the scenes", "same classes"], rows))
     if args.output:
         write_json(args.output, {"bands": [asdict(band) for band in bands]})
 
