@@ -27,6 +27,7 @@ import torch
 
 from tagsds.config import load_config
 from tagsds.errors import UserError, command
+from tagsds.evaluators.blind import COLUMNS as BLIND_COLUMNS
 from tagsds.files import read_json
 from tagsds.formats.results import read_results
 from tagsds.prepare import different_settings
@@ -205,8 +206,13 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
             if edits := results.get("edits"):
                 mean = statistics.fmean(edit["accuracy"] for edit in edits.values())
                 figures.setdefault("edits/mean", []).append(mean)
+            for name in ("image_r1", "image_r5", "image_r10", "rsum"):
+                if "query_bank" in results:
+                    figures.setdefault(f"without hubs/{name}", []).append(results["query_bank"][name])
             for kind, edit in results.get("blind", {}).items():
-                figures.setdefault(f"above blind/{kind}", []).append(edit["above"])
+                for key, title in BLIND_COLUMNS.items():
+                    if key != "model" and edit.get(key) is not None:  # the model's own are the edits above
+                        figures.setdefault(f"{title}/{kind}", []).append(edit[key])
         out[stage] = {
             name: {"seeds": v, "mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0}
             for name, v in figures.items()
@@ -292,7 +298,7 @@ def coco_boxes_source(folder: Path | None, pairs: Path | None) -> tuple[list[str
     source = ["coco", "--long-captions", "truncate"]
     for option, name in files.items():
         source += [option, str((folder / name).resolve())]
-    return source, ["--first", "1000", *(["--pairs", str(pairs.resolve())] if pairs else [])]
+    return source, ["--first", "1000", "--query-bank", *(["--pairs", str(pairs.resolve())] if pairs else [])]
 
 
 main = command(run)

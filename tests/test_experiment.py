@@ -41,6 +41,16 @@ def test_summary_by_hand() -> None:
     assert figure["std"] == pytest.approx(8**0.5)
 
 
+def test_the_summary_names_what_stands_beside_the_words() -> None:
+    blind = {"replace": {"model": 70.0, "blind": 60.0, "above": 10.0, "balanced": None, "both": 72.0, "pairs": 9}}
+    hubs = {"image_r1": 1.0, "image_r5": 2.0, "image_r10": 3.0, "rsum": 40.0, "text_r1": 5.0, "bank": 7}
+    found = summary({"tags": {"1": {"recalls": {"rsum": 100.0}, "blind": blind, "query_bank": hubs}}})["tags"]
+    values = {name: figure["mean"] for name, figure in found.items()}
+    of_words = {"blind/replace": 60.0, "above blind/replace": 10.0, "both/replace": 72.0}
+    of_hubs = {"without hubs/image_r1": 1.0, "without hubs/image_r5": 2.0, "without hubs/image_r10": 3.0, "without hubs/rsum": 40.0}
+    assert values == {"rsum": 100.0} | of_words | of_hubs
+
+
 def test_the_page_is_opened_on_what_is_there(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
