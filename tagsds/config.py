@@ -16,6 +16,7 @@ from tagsds.errors import UserError, first_line, nearest
 from tagsds.evaluators.settings import ValidateConfig
 from tagsds.files import is_file
 from tagsds.formats.settings_file import read_settings
+from tagsds.losses.distillation import DistilConfig
 from tagsds.losses.quintuplet import QuintupletConfig
 from tagsds.models.matchers import MATCHERS, MatcherSettings
 from tagsds.models.uniter.settings import ModelConfig
@@ -64,6 +65,7 @@ class RunConfig:
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
     quintuplet: QuintupletConfig = field(default_factory=QuintupletConfig)
     offline: OfflineConfig = field(default_factory=OfflineConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)

@@ -52,6 +52,7 @@ class PretrainObjective(Objective):
             raise UserError("pretrain.mix gives every task zero odds; set one above zero.")
         meaningless = {
             f"quintuplet.kind={config.quintuplet.kind}": config.quintuplet.kind not in ("", "online"),
+            "distil.teachers": bool(config.distil.teachers),
             "offline.replace_random=true": config.offline.replace_random,
             f"offline.remine_every={config.offline.remine_every}": config.offline.remine_every > 0,
         }

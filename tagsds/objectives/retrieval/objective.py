@@ -26,7 +26,7 @@ from tagsds.objectives.retrieval.draws import Draws, Negatives
 from tagsds.objectives.retrieval.examples import written_examples
 from tagsds.objectives.retrieval.forward import Plan
 from tagsds.objectives.retrieval.settings import Settings
-from tagsds.objectives.retrieval.terms import CASCADE_WEIGHT, TERMS, Quintuplet, Term
+from tagsds.objectives.retrieval.terms import CASCADE_WEIGHT, TERMS, Distillation, Quintuplet, Term, load_teachers
 from tagsds.scoring.scorer import Scorer
 
 
@@ -67,6 +67,9 @@ class RetrievalObjective(Objective):
         self.scorer, self.vocab = scorer, vocab
         self.config = config
         self.terms = loss_terms(config)
+        if config.distil.teachers:
+            teachers = load_teachers(config.distil.teachers, model.config)
+            self.terms.append((config.distil.weight, Distillation(config.distil, teachers)))
         writer = model if config.synthetic.writer != "frozen" else frozen(model)
         self.negatives = Negatives(config.negatives, config.synthetic, config.offline, vocab, model, scorer, writer)
 

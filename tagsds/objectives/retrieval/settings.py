@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tagsds.losses.distillation import DistilConfig
 from tagsds.losses.quintuplet import QuintupletConfig
 from tagsds.negatives.offline import OfflineConfig
 from tagsds.negatives.random import NegativesConfig
@@ -51,5 +52,6 @@ class Settings(Protocol):
     loss: LossConfig
     negatives: NegativesConfig
     synthetic: SyntheticConfig
+    distil: DistilConfig
     quintuplet: QuintupletConfig
     offline: OfflineConfig

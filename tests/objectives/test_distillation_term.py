@@ -1,0 +1,115 @@
+"""The encoder taught by an ensemble: against pairs forwarded one by one, in a run through DeepSpeed that is cut and resumed, and
+what a user is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tagsds.config import load_config
+from tagsds.data.shards import load_bank
+from tagsds.data.vocabulary import Vocabulary, load_tokenizer
+from tagsds.draw import Draw
+from tagsds.errors import UserError
+from tagsds.losses.distillation import distillation
+from tagsds.models.matchers import MATCHERS
+from tagsds.negatives.random import mine_shared
+from tagsds.objectives import RetrievalObjective
+from tagsds.scoring.scorer import Scorer
+from tests import launch
+from tests.small_world import caption_ids, model_of, score_of
+from tests.trained import save_run
+
+CAPTIONS = torch.tensor([3, 41, 4, 17])  # 3 and 4 belong to one image
+DRAW = Draw(7, 5, 1)
+
+
+@pytest.fixture(scope="module")
+def corpus(world):
+    bank, manifest = load_bank(world, "dev")
+    return bank, manifest, Vocabulary.of(load_tokenizer(world / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def teachers(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    return {str(folder / name): save_run(folder / name, world, seed=seed) for name, seed in (("one", 11), ("two", 12))}
+
+
+def objective_of(corpus, *overrides: str) -> RetrievalObjective:
+    config = load_config("baseline-base-coco", ["negatives.shared=true", "negatives.keep=2", *overrides])
+    model = model_of(corpus[1])
+    return RetrievalObjective(model, config, corpus[2], Scorer(model))
+
+
+def taught(corpus, teachers, *overrides: str) -> RetrievalObjective:
+    return objective_of(corpus, f"distil.teachers=[{','.join(teachers)}]", *overrides)
+
+
+def test_the_term_against_pairs_one_by_one(corpus, teachers):
+    bank = corpus[0]
+    objective = taught(corpus, teachers, "distil.weight=0.7", "distil.temperature=2")
+    found, plain = objective(bank, CAPTIONS, DRAW), objective_of(corpus)(bank, CAPTIONS, DRAW)
+    images, captions = mine_shared(bank, CAPTIONS, 2, objective.scorer)
+    own = bank.image_of_caption[CAPTIONS]
+
+    def row(model, texts, of_images):
+        pairs = zip(texts, of_images, strict=True)
+        return torch.stack([score_of(model, bank, caption_ids(bank, int(c)), int(i)) for c, i in pairs])
+
+    total = 0.0
+    for name, hard, t2i in (("distil_t2i", images, True), ("distil_i2t", captions, False)):
+        tables = []
+        for model in (objective.model, *teachers.values()):
+            rows = []
+            for b, caption in enumerate(CAPTIONS):
+                texts = [caption, caption, caption] if t2i else [caption, *hard.index[b]]
+                rows.append(row(model, texts, [own[b], *hard.index[b]] if t2i else [own[b]] * 3))
+            tables.append(torch.stack(rows))
+        valid = torch.cat([torch.ones(4, 1, dtype=torch.bool), hard.valid], dim=1)
+        expected = distillation(tables[0], torch.stack(tables[1:]), valid, 2.0) / 2
+        assert float(found.terms[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+        total += 0.7 * float(expected.detach())
+    assert float(found.total.detach()) == pytest.approx(float(plain.total.detach()) + total, rel=1e-4)
+    assert found.forwards == plain.forwards + 2 * (4 + 2 * 4 * 2)  # each teacher scores the pairs of t2i and i2t
+
+
+def test_teachers_are_no_part_of_what_is_trained_or_kept(corpus, teachers):
+    objective, plain = taught(corpus, teachers), objective_of(corpus)
+    assert objective.state_dict().keys() == plain.state_dict().keys()
+    before = [p.clone() for model in (s.model for s in objective.terms[-1][1].scorers) for p in model.parameters()]
+    objective(corpus[0], CAPTIONS, DRAW).total.backward()
+    after = [p for model in (s.model for s in objective.terms[-1][1].scorers) for p in model.parameters()]
+    assert all(p.grad is None and not p.requires_grad and torch.equal(p, old) for p, old in zip(after, before, strict=True))
+    assert all(p.grad is not None for p in objective.model.layers.parameters())
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(world, teachers, tmp_path):
+    settings = [*launch.TINY, "log.checkpoint_every=3", f"distil.teachers=[{','.join(teachers)}]"]
+    launch.train(world, tmp_path / "whole", "ds_configs/zero1.json", settings)
+    launch.cut(tmp_path / "whole", tmp_path / "cut", 3)
+    launch.train(world, tmp_path / "cut", "ds_configs/zero1.json", settings, resume=True)
+    whole, cut = (launch.rows(tmp_path / name) for name in ("whole", "cut"))
+    assert [row["loss/distil_t2i"] for row in whole] == [row["loss/distil_t2i"] for row in cut]
+    assert whole[0]["loss/distil_t2i"] > 0
+    weights = [(tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_what_a_user_is_told(world, corpus, teachers, tmp_path):
+    save_run(tmp_path / "pretrain", world, ["itm", "mlm"])
+    kind = MATCHERS["vsrn"]
+    words, width = corpus[1].vocab_size, corpus[1].feature_dim
+    matcher = kind.model(kind.config(vocab_size=words, region_dim=width, word_size=8, embed_size=12))
+    matcher.save_pretrained(tmp_path / "vsrn" / "export")
+    save_run(tmp_path / "wide", world, region_dim=width + 1)
+    for name, said in {
+        "none": "does not exist", "pretrain": "has no trained ranking head; give a fine-tuned run", "vsrn": "a matcher",
+        "wide": f"region_dim {width + 1}, the model {width}; give encoders of the same corpus",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            taught(corpus, [str(tmp_path / name)])
+    with pytest.raises(UserError, match=r"distil.teachers has no meaning in pre-training"):
+        load_config("published-pretrain-base", ["distil.teachers=[x]"])
+    with pytest.raises(UserError, match=r"distil.temperature"):
+        load_config("baseline-base-coco", ["distil.temperature=0"])
