@@ -5,6 +5,7 @@
     python -m tagsds.experiment coco-boxes --source FOLDER --pairs FOLDER --output runs/coco-boxes --seeds 1 2
     python -m tagsds.experiment coco-boxes --set matchers ...       VSRN, SCAN, BFAN with and without AOQ
     python -m tagsds.experiment coco-boxes --set join ...           the encoder with AOQ's candidates and losses
+    python -m tagsds.experiment coco-boxes --set taught ...         stage 2 taught by the baselines of all seeds
 
 Whatever lies finished in the output folder is reused, and said so; what was interrupted is resumed.
 """
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,14 @@ from tagsds.reporting.table import comparison_table
 from tagsds.shipped import checkout
 
 ROOT = Path(__file__).resolve().parent.parent
+SETS = ("tagsdc", "matchers", "join", "taught")
 MATCHER_KINDS = ("vsrn", "scan", "bfan")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run: its name, the recipe, the stage it starts from (and the folder in it), settings over the recipe's, and the stage
-    whose offline candidates it draws from."""
+    """A run: its name, the recipe, the stage it starts from (and the folder in it), settings over the recipe's, the stage whose
+    offline candidates it draws from, and the stage whose encoders of all seeds teach it."""
 
     name: str
     recipe: str
@@ -50,6 +53,7 @@ class Stage:
     evaluated: bool = True
     overrides: tuple[str, ...] = ()
     candidates: str = ""
+    teachers: str = ""
 
 
 def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
@@ -58,7 +62,10 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
     matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
               (for SCAN also the two losses between), as long as each other
     join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs)
+    taught    TAGS-DC's second part taught by the baselines of all seeds (starts from `tagsdc`'s runs of each of them)
     """
+    if which == "taught":
+        return [Stage("tagsdc-taught", f"{corpus}-tagsdc-taught", "tags/export-stage2", teachers="baseline")]
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
         return [*first, *(
@@ -91,10 +98,10 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
 class Experiment:
     """Runs the steps in order; every step leaves a file behind by which the next call knows that it is done."""
 
-    def __init__(self, output: Path, ranks: int, port: int) -> None:
+    def __init__(self, output: Path, ranks: int, port: int, seeds: Sequence[int] = (1,)) -> None:
         on_gpus = torch.cuda.device_count()
         self.output, self.ranks, self.port = output, min(ranks, on_gpus) if on_gpus else ranks, port
-        self.training_seconds = 0.0
+        self.seeds, self.training_seconds = seeds, 0.0
         output.mkdir(parents=True, exist_ok=True)
 
     def pack(self, arguments: list[str]) -> Path:
@@ -109,6 +116,8 @@ class Experiment:
         overrides = [f"seed={seed}", *stage.overrides]
         if stage.candidates:
             overrides.append(f"offline.candidates={self.mine(folder / stage.candidates, data)}")
+        if stage.teachers:
+            overrides.append(f"distil.teachers=[{','.join(map(str, self.teachers(stage.teachers)))}]")
         if (run / "export" / "model.safetensors").is_file():
             if changed := different_settings(run / "config.yaml", load_config(stage.recipe, overrides)):
                 keys = ", ".join(changed)
@@ -123,6 +132,14 @@ class Experiment:
         self.launch("tagsds/train.py", [*arguments, "--output", str(run), "--resume", *overrides])
         self.training_seconds += time.perf_counter() - begin
         return run
+
+    def teachers(self, stage: str) -> list[Path]:
+        """The finished runs of a stage, of all seeds."""
+        runs = [self.output / f"seed{seed}" / stage for seed in self.seeds]
+        for run in runs:
+            if not (run / "export").is_dir():
+                raise UserError(f"{run} is no finished run; train the teachers of all --seeds first (--set tagsdc).")
+        return runs
 
     def mine(self, run: Path, data: Path) -> Path:
         """Offline candidates of a matcher's run; the miner knows whether they are there, and whole."""
@@ -183,11 +200,10 @@ def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[i
     rows: dict[str, Any] = {}
     for seed in seeds:
         folder = experiment.output / f"seed{seed}"
-        blind: list[str] = []
         for stage in runs:
             run = experiment.train(stage, data, folder, seed)
-            if stage.name == "pretrain" and "--pairs" in evaluation:
-                blind = ["--blind", str(run)]
+            judges = "--pairs" in evaluation and (folder / "pretrain" / "export").is_dir()
+            blind = ["--blind", str(folder / "pretrain")] if judges else []
             if stage.evaluated:
                 rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*evaluation, *blind])
     return rows
@@ -263,7 +279,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(prog="python -m tagsds.experiment", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("experiment", choices=("demo", "world", "coco-boxes"))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--set", choices=("tagsdc", "matchers", "join"), default="tagsdc", dest="which", help="which runs")
+    parser.add_argument("--set", choices=SETS, default="tagsdc", dest="which", help="which runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--source", type=Path, help="coco-boxes: captions_val2017.json, boxes_val2017.txt, coco.names, splits.json")
     parser.add_argument("--pairs", type=Path, help="coco-boxes: folder of SugarCrepe's JSON files")
@@ -276,11 +292,13 @@ def run() -> None:
     if args.pictures is not None:
         check_directory(args.pictures)
     corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
+    if corpus == "world" and args.which == "taught":
+        raise UserError("--set taught has a recipe for coco-boxes alone; name that experiment, or leave --set away.")
     if corpus == "world":
         source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]
     else:
         source, evaluation = coco_boxes_source(args.source, args.pairs)
-    experiment = Experiment(args.output.resolve(), args.ranks, args.port)
+    experiment = Experiment(args.output.resolve(), args.ranks, args.port, args.seeds)
     data = experiment.pack(source)
     rows = run_all(experiment, stages(corpus, args.which), data, args.seeds, evaluation)
     finish(experiment, corpus, args.which, data, rows, args.seeds, args.pictures)

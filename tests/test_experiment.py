@@ -7,17 +7,19 @@ from tagsds.config import load_config
 from tagsds.errors import UserError
 from tagsds.experiment import Stage, page_command, stages, start_folder, summary
 
-RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join")]
+RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
+           ("coco-boxes", "taught")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("corpus", "which"), RECIPES)
 def test_stages_follow_one_another(corpus: str, which: str) -> None:
-    done = {"pretrain", "vsrn"} if which == "join" else set()
+    done = {"join": {"pretrain", "vsrn"}, "taught": {"tags", "baseline"}}.get(which, set())
     for stage in stages(corpus, which):
         settings = [*stage.overrides, *(["offline.candidates=somewhere"] if stage.candidates else [])]
         load_config(stage.recipe, settings)
         assert not stage.init or stage.init.split("/")[0] in done, stage
         assert not stage.candidates or stage.candidates in done, stage
+        assert not stage.teachers or stage.teachers in done, stage
         done.add(stage.name)
 
 
@@ -26,6 +28,29 @@ def test_tagsdc_has_the_baselines_steps() -> None:
     steps = {name: load_config(stage.recipe).optimiser.steps for name, stage in by_name.items()}
     export = load_config(by_name["tags"].recipe).log.export_at
     assert steps["baseline"] == steps["tags"] == export[0] + steps["tagsdc"]
+
+
+def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
+    made = experiment.Experiment(tmp_path, 1, 29600, [4, 7])
+    (stage,) = stages("coco-boxes", "taught")
+    for seed in (4, 7):
+        (tmp_path / f"seed{seed}" / "tags" / "export-step2400").mkdir(parents=True)
+    (tmp_path / "seed4" / "baseline" / "export").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"seed7.baseline is no finished run; train the teachers of all --seeds first"):
+        made.train(stage, tmp_path / "data", tmp_path / "seed4", 4)
+    (tmp_path / "seed7" / "baseline" / "export").mkdir(parents=True)
+    launched: list[list[str]] = []
+    monkeypatch.setattr(made, "launch", lambda script, arguments: launched.append(arguments))
+    made.train(stage, tmp_path / "data", tmp_path / "seed4", 4)
+    assert f"distil.teachers=[{tmp_path}/seed4/baseline,{tmp_path}/seed7/baseline]" in launched[0]
+    assert f"init={tmp_path}/seed4/tags/export-step2400" in launched[0]
+
+
+def test_only_one_corpus_has_a_taught_recipe(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["experiment", "world", "--output", str(tmp_path / "out"), "--set", "taught"])
+    with pytest.raises(UserError, match="a recipe for coco-boxes alone"):
+        experiment.run()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_intermediate_export_is_found(tmp_path) -> None:
