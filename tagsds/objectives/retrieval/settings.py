@@ -14,7 +14,7 @@ from tagsds.negatives.writer import SyntheticConfig
 
 @dataclass
 class LossConfig:
-    """Weights and margins of the terms; a weight of zero leaves its term out."""
+    """Weights and margins of the terms; a weight of zero leaves its term out, but for t2i and i2t, which are then only reported."""
 
     margin: float = 0.2
     """of the triplets t2i, i2t and syn, on s(I, T) in 0..1"""
