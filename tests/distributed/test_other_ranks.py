@@ -13,8 +13,9 @@ SETTINGS = [
     *launch.TINY, *launch.TAGS_DC, "optimiser.steps=12", "batch.accumulation=6", "log.checkpoint_every=4", "log.keep_checkpoints=0",
     "log.examples=0", "optimiser.average=0.9", "optimiser.average_every=2",  # the exports are means, which go over as well
 ]  # fmt: skip
-TOLERANCE = 1e-5
-"""relative, of every loss of every step; rounding of fp32 over the few steps after the change"""
+TOLERANCE = 1e-4
+"""relative, of every loss of every step; rounding of fp32 over the few steps after the change: 1e-7 on one kind of processor,
+2.6e-5 on another. Moments that went astray, a step that counts twice or other pairs show in the third digit"""
 
 
 @pytest.fixture(scope="module")
