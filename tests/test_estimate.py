@@ -20,12 +20,14 @@ from tagsds.estimate.disk import checkpoint_bytes
 from tagsds.estimate.memory import Encoder, Machine, Parameters, bank_parts, state_parts
 from tagsds.estimate.parts import Part, total
 from tagsds.estimate.report import compute, misfit
+from tagsds.estimate.teachers import read_teachers, teacher_flop, teacher_parts
 from tagsds.estimate.work import Forward, Sizes, retrieval_work
 from tagsds.formats.manifest import read_manifest
 from tagsds.kernels import choice
 from tests import launch
 from tests.live_memory import LiveBytes
 from tests.models.plain_uniter import model_of, pairs_of
+from tests.trained import save_run
 
 BASE = Sizes(layers=12, hidden=768, intermediate=3072, heads=12, vocabulary=28996)
 COCO = Corpus(113287, 566435, 113287 * 36, 13.0, 60, 36, 2.0, 2048, 0, (10**9,) * 17)
@@ -142,6 +144,21 @@ def test_recipes_of_each_kind(world: Path, recipe: str, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert all(text in said for text in ("frozen", "memory of a rank", "Adam's two moments", "checkpoints", "hours of operations"))
     assert ("offline candidates" in said) == ("aoq" in recipe)
+
+
+def test_teachers_are_counted(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of 4 bytes a parameter; each scores 4 true and 2 x 4 x 31 hard pairs once, beside what the student does."""
+    folders = [save_run(tmp_path / name, world) for name in ("one", "two")]
+    parameters = sum(p.numel() for p in folders[0].parameters())
+    teachers = read_teachers([str(tmp_path / name) for name in ("one", "two")])
+    assert [teacher.parameters for teacher in teachers] == [parameters, parameters]
+    work = retrieval_work(load_config("baseline-base-coco"), COCO)
+    assert work.taught.pairs == 4 + 2 * 4 * 31
+    weights, _ = teacher_parts(teachers, work.taught, COCO, "cpu")
+    assert weights.bytes == 2 * 4 * parameters
+    assert teacher_flop(teachers, work.taught, COCO) == pytest.approx(2 * work.taught.flop(COCO, teachers[0].sizes))
+    train.main([*ARGUMENTS, "--data", str(world), f"distil.teachers=[{tmp_path / 'one'},{tmp_path / 'two'}]"])
+    assert "weights of the teachers" in capsys.readouterr().out
 
 
 def test_too_small_a_gpu_gets_one_sentence(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from tagsds.estimate.memory import (
 )
 from tagsds.estimate.parts import GIB, Part, gib, total
 from tagsds.estimate.rate import measured_rate
+from tagsds.estimate.teachers import read_teachers, teacher_flop, teacher_parts
 from tagsds.estimate.work import Sizes, pretrain_work, retrieval_work
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, read_config
@@ -83,13 +84,15 @@ def compute(config: RunConfig, manifest: Manifest, ds_file: Path | str, machine:
     memory = state_parts(parameters, ds, machine, config.batch.activation_checkpointing)
     w = weight_bytes(ds)
     if kind.trains == "encoder":
-        c = model.config
-        sizes = Sizes(c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.vocab_size)
+        sizes = Sizes.of(model.config)
         work = (retrieval_work if kind.ranks else pretrain_work)(config, corpus)
         recomputed = config.batch.activation_checkpointing
         encoder = Encoder(sizes, w, config.model.dropout, machine.device, recomputed)
         memory += encoder_parts(work, corpus, encoder)
-        flop, hidden = work.flop(corpus, sizes, recomputed), sizes.hidden
+        teachers = read_teachers(config.distil.teachers)
+        memory += teacher_parts(teachers, work.taught, corpus, machine.device)
+        flop = work.flop(corpus, sizes, recomputed) + teacher_flop(teachers, work.taught, corpus)
+        hidden = sizes.hidden
     else:
         pairwise = matcher_work(config, model)
         memory += matcher_parts(pairwise, config, corpus, w, model.config.vocab_size)

@@ -8,6 +8,7 @@ A multiplication with its addition counts as two operations.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tagsds.config import RunConfig
 from tagsds.estimate.corpus import Corpus
@@ -24,6 +25,12 @@ class Sizes:
     intermediate: int
     heads: int
     vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any) -> Sizes:
+        """Of an encoder's config."""
+        c = config
+        return cls(c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,14 @@ class Forward:
 @dataclass(frozen=True)
 class Work:
     """Forwards of a micro-batch of the encoder. `mined`: random or offline negatives; `refilled`: maskings, to draw the refills;
-    `written`: the written sentences; none with a gradient. `trained`: the one with a gradient."""
+    `written`: the written sentences; none with a gradient. `trained`: the one with a gradient. `taught`: what each teacher scores;
+    it counts in `tagsds.estimate.teachers`."""
 
     mined: Forward
     refilled: Forward
     written: Forward
     trained: Forward
+    taught: Forward = Forward()
 
     def flop(self, corpus: Corpus, sizes: Sizes, checkpointing: bool) -> float:
         """Backward costs twice its forward (each product has two gradients): 3 x the forward with a gradient, 4 x where the
@@ -125,6 +134,7 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
     refilled   B M pairs, n positions each
     written    at most B M R sentences: the filters have dropped none
     trained    B true pairs, 2 B K hard ones, B K written ones (syn, disc, corr), B M maskings (mlm), up to 4 B offline pairs
+    taught     B true pairs, 2 B K hard ones
     """
     B, loss, negatives, synthetic = config.batch.pairs, config.loss, config.negatives, config.synthetic
     count, keep = negatives.scored + SAMPLE * bool(negatives.cascade), negatives.keep
@@ -149,7 +159,8 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
     read += sentences * corpus.pieces * bool(loss.disc) + maskings * corpus.masked
     words = maskings * corpus.masked + sentences * corpus.masked * bool(loss.corr)
     trained = Forward(pairs, B + hard / 2 + sentences + maskings + offline / 2, B + hard / 2 + offline / 2, read, words)
-    return Work(mined, refilled, written, trained)
+    taught = Forward(B + hard, B + hard / 2, B + hard / 2, B + hard)
+    return Work(mined, refilled, written, trained, taught)
 
 
 def pretrain_work(config: RunConfig, corpus: Corpus) -> Work:

@@ -11,7 +11,7 @@ in training.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.draw import Draw
+from tagsds.errors import UserError
 from tagsds.formats.candidates import Candidates
 from tagsds.losses.quintuplet import QuintupletConfig, Similarities, all_in_batch, hardest_in_batch, quintuplet
 from tagsds.models.matchers import Encoded, Matcher, MatcherSettings
@@ -48,6 +49,11 @@ class MatchingObjective(Objective):
         super().__init__(model, config, vocab, scorer)
         self.loss, self.offline = config.quintuplet, config.offline
         self.extra_weights = config.matcher.extra_weights()
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        if config.distil.teachers:
+            raise UserError("distil.teachers teach the encoder; remove them, or set objective=retrieval.")
 
     @classmethod
     def needs_candidates(cls, config: Settings) -> bool:

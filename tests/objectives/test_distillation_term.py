@@ -96,6 +96,15 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(world, teachers, tmp_path):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(("ds_config", "rounding"), [("zero1", 1e-4), ("zero3_bf16", 0.05)])
+def test_two_ranks_see_what_one_sees(world, teachers, tmp_path, ds_config, rounding):
+    settings = [*launch.TINY, "optimiser.steps=2", "optimiser.warmup_steps=1", f"distil.teachers=[{','.join(teachers)}]"]
+    launch.train(world, tmp_path / "one", f"ds_configs/{ds_config}.json", [*settings, "batch.accumulation=2"])
+    launch.train(world, tmp_path / "two", f"ds_configs/{ds_config}.json", settings, ranks=2)
+    one, two = ([row["loss/distil_t2i"] for row in launch.rows(tmp_path / name)] for name in ("one", "two"))
+    assert min(one) > 0 and two == pytest.approx(one, rel=rounding)
+
+
 def test_what_a_user_is_told(world, corpus, teachers, tmp_path):
     save_run(tmp_path / "pretrain", world, ["itm", "mlm"])
     kind = MATCHERS["vsrn"]
@@ -111,5 +120,7 @@ def test_what_a_user_is_told(world, corpus, teachers, tmp_path):
             taught(corpus, [str(tmp_path / name)])
     with pytest.raises(UserError, match=r"distil.teachers has no meaning in pre-training"):
         load_config("published-pretrain-base", ["distil.teachers=[x]"])
+    with pytest.raises(UserError, match=r"distil.teachers teach the encoder; remove them"):
+        load_config("scan-coco", ["distil.teachers=[x]"])
     with pytest.raises(UserError, match=r"distil.temperature"):
         load_config("baseline-base-coco", ["distil.temperature=0"])
