@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tagsds.data.vocabulary import Vocabulary
+from tagsds.data.vocabulary import Vocabulary, corpus_tokenizer
 from tagsds.draw import seed_of
 from tagsds.errors import UserError
 from tagsds.formats.manifest import Manifest
@@ -16,6 +16,7 @@ from tagsds.models import UniterConfig, UniterModel
 from tagsds.models.load import check_data, find_checkpoint, load_model, read_config, read_encoder_config
 from tagsds.models.matchers import MATCHERS, Matcher, MatcherSettings
 from tagsds.models.uniter.settings import BASE_SIZES, ModelConfig
+from tagsds.models.word_vectors import put_word_vectors
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def build_encoder(sizes: ModelConfig, start: Start, predicts_classes: bool) -> U
     soft labels."""
     manifest = start.manifest
     if start.init:
+        if sizes.word_vectors:
+            raise UserError("model.word_vectors begin a fresh model, and init names a checkpoint, which has its own; remove one.")
         folder, _ = find_checkpoint(Path(start.init))
         found = read_encoder_config(folder)
         for name in BASE_SIZES:
@@ -77,8 +80,8 @@ def build_encoder(sizes: ModelConfig, start: Start, predicts_classes: bool) -> U
                 f"{manifest.num_classes} classes; set pretrain.mix.mrckl=0 and pretrain.mix.mrc=0, or take shards of its detector."
             )
         check_positions(found.max_position_embeddings, manifest, start.split)
-        encoder: UniterModel = load_model(folder, (sizes.dropout, sizes.attention_dropout))
-        return encoder
+        loaded: UniterModel = load_model(folder, (sizes.dropout, sizes.attention_dropout))
+        return loaded
     for name, base in BASE_SIZES.items():
         if getattr(sizes, name) is None:
             setattr(sizes, name, base)
@@ -95,7 +98,11 @@ def build_encoder(sizes: ModelConfig, start: Start, predicts_classes: bool) -> U
         **{name: getattr(sizes, name) for name in BASE_SIZES},
     )
     check_positions(fresh.max_position_embeddings, manifest, start.split)
-    return UniterModel(fresh)
+    encoder = UniterModel(fresh)
+    if sizes.word_vectors and encoder.device.type != "meta":  # an estimate needs no numbers
+        pieces = corpus_tokenizer(manifest).get_vocab()
+        put_word_vectors(encoder.text_embedding.word.weight, Path(sizes.word_vectors), pieces, sizes.initializer_range)
+    return encoder
 
 
 def check_positions(positions: int, manifest: Manifest, split: str) -> None:

@@ -28,6 +28,9 @@ class ModelConfig:
     """probability of dropout of attention weights"""
     initializer_range: float = 0.02
     """standard deviation of fresh weights: BERT's 0.02 suits 768; a narrow model wants about 1 / sqrt(hidden_size)"""
+    word_vectors: str = ""
+    """a text file with a word and its numbers on each line (GloVe's, for example), with which the embeddings of whole words begin
+    in a model from scratch; vectors wider than `hidden_size` are taken on their main axes. Empty: all are drawn"""
 
     def check(self, group: str) -> None:
         above_zero(self, group, *BASE_SIZES)
