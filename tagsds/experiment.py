@@ -5,7 +5,7 @@
     python -m tagsds.experiment coco-boxes --source FOLDER --pairs FOLDER --output runs/coco-boxes --seeds 1 2
     python -m tagsds.experiment coco-boxes --set matchers ...       VSRN, SCAN, BFAN with and without AOQ
     python -m tagsds.experiment coco-boxes --set join ...           the encoder with AOQ's candidates and losses
-    python -m tagsds.experiment coco-boxes --set taught ...         stage 2 taught by the baselines of all seeds
+    python -m tagsds.experiment coco-boxes --set full --ranks 1 ... twice the width, taught by the small baselines of all seeds
 
 Whatever lies finished in the output folder is reused, and said so; what was interrupted is resumed.
 """
@@ -38,7 +38,7 @@ from tagsds.reporting.table import comparison_table
 from tagsds.shipped import checkout
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = ("tagsdc", "matchers", "join", "taught")
+SETS = ("tagsdc", "matchers", "join", "full")
 MATCHER_KINDS = ("vsrn", "scan", "bfan")
 
 
@@ -62,10 +62,15 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
     matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
               (for SCAN also the two losses between), as long as each other
     join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs)
-    taught    TAGS-DC's second part taught by the baselines of all seeds (starts from `tagsdc`'s runs of each of them)
+    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds
     """
-    if which == "taught":
-        return [Stage("tagsdc-taught", f"{corpus}-tagsdc-taught", "tags/export-stage2", teachers="baseline")]
+    if which == "full":
+        return [
+            Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
+            Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
+            Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", evaluated=False, teachers="baseline"),
+            Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
+        ]
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
         return [*first, *(
@@ -198,12 +203,13 @@ def call(arguments: list[str], env: dict[str, str] | None = None) -> None:
 def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[int], evaluation: list[str]) -> dict[str, Any]:
     """All stages of all seeds: {stage: {seed: results}}."""
     rows: dict[str, Any] = {}
+    blind_to_pictures = next((stage.name for stage in runs if stage.recipe.endswith("-pretrain")), "pretrain")
     for seed in seeds:
         folder = experiment.output / f"seed{seed}"
         for stage in runs:
             run = experiment.train(stage, data, folder, seed)
-            judges = "--pairs" in evaluation and (folder / "pretrain" / "export").is_dir()
-            blind = ["--blind", str(folder / "pretrain")] if judges else []
+            judges = "--pairs" in evaluation and (folder / blind_to_pictures / "export").is_dir()
+            blind = ["--blind", str(folder / blind_to_pictures)] if judges else []
             if stage.evaluated:
                 rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*evaluation, *blind])
     return rows
@@ -292,8 +298,8 @@ def run() -> None:
     if args.pictures is not None:
         check_directory(args.pictures)
     corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
-    if corpus == "world" and args.which == "taught":
-        raise UserError("--set taught has a recipe for coco-boxes alone; name that experiment, or leave --set away.")
+    if corpus == "world" and args.which == "full":
+        raise UserError("--set full has recipes for coco-boxes alone; name that experiment, or leave --set away.")
     if corpus == "world":
         source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]
     else:

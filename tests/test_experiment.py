@@ -8,12 +8,12 @@ from tagsds.errors import UserError
 from tagsds.experiment import Stage, page_command, stages, start_folder, summary
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
-           ("coco-boxes", "taught")]  # fmt: skip
+           ("coco-boxes", "full")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("corpus", "which"), RECIPES)
 def test_stages_follow_one_another(corpus: str, which: str) -> None:
-    done = {"join": {"pretrain", "vsrn"}, "taught": {"tags", "baseline"}}.get(which, set())
+    done = {"join": {"pretrain", "vsrn"}, "full": {"baseline"}}.get(which, set())
     for stage in stages(corpus, which):
         settings = [*stage.overrides, *(["offline.candidates=somewhere"] if stage.candidates else [])]
         load_config(stage.recipe, settings)
@@ -23,8 +23,9 @@ def test_stages_follow_one_another(corpus: str, which: str) -> None:
         done.add(stage.name)
 
 
-def test_tagsdc_has_the_baselines_steps() -> None:
-    by_name: dict[str, Stage] = {stage.name: stage for stage in stages("coco-boxes")}
+@pytest.mark.parametrize(("which", "prefix"), [("tagsdc", ""), ("full", "full-")])
+def test_tagsdc_has_the_baselines_steps(which: str, prefix: str) -> None:
+    by_name: dict[str, Stage] = {stage.name.removeprefix(prefix): stage for stage in stages("coco-boxes", which)}
     steps = {name: load_config(stage.recipe).optimiser.steps for name, stage in by_name.items()}
     export = load_config(by_name["tags"].recipe).log.export_at
     assert steps["baseline"] == steps["tags"] == export[0] + steps["tagsdc"]
@@ -32,9 +33,9 @@ def test_tagsdc_has_the_baselines_steps() -> None:
 
 def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
     made = experiment.Experiment(tmp_path, 1, 29600, [4, 7])
-    (stage,) = stages("coco-boxes", "taught")
+    stage = stages("coco-boxes", "full")[-1]
     for seed in (4, 7):
-        (tmp_path / f"seed{seed}" / "tags" / "export-step2400").mkdir(parents=True)
+        (tmp_path / f"seed{seed}" / "full-tags" / "export-step2400").mkdir(parents=True)
     (tmp_path / "seed4" / "baseline" / "export").mkdir(parents=True)
     with pytest.raises(UserError, match=r"seed7.baseline is no finished run; train the teachers of all --seeds first"):
         made.train(stage, tmp_path / "data", tmp_path / "seed4", 4)
@@ -43,12 +44,12 @@ def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(made, "launch", lambda script, arguments: launched.append(arguments))
     made.train(stage, tmp_path / "data", tmp_path / "seed4", 4)
     assert f"distil.teachers=[{tmp_path}/seed4/baseline,{tmp_path}/seed7/baseline]" in launched[0]
-    assert f"init={tmp_path}/seed4/tags/export-step2400" in launched[0]
+    assert f"init={tmp_path}/seed4/full-tags/export-step2400" in launched[0]
 
 
-def test_only_one_corpus_has_a_taught_recipe(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["experiment", "world", "--output", str(tmp_path / "out"), "--set", "taught"])
-    with pytest.raises(UserError, match="a recipe for coco-boxes alone"):
+def test_only_one_corpus_has_full_recipes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["experiment", "world", "--output", str(tmp_path / "out"), "--set", "full"])
+    with pytest.raises(UserError, match="recipes for coco-boxes alone"):
         experiment.run()
     assert not (tmp_path / "out").exists()
 
