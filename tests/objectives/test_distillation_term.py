@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tagsds.config import load_config
+from tagsds.data.augment import AugmentConfig, AugmentedBank, WordIds
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.draw import Draw
@@ -17,7 +18,7 @@ from tagsds.negatives.random import mine_shared
 from tagsds.objectives import RetrievalObjective
 from tagsds.scoring.scorer import Scorer
 from tests import launch
-from tests.small_world import caption_ids, model_of, score_of
+from tests.small_world import model_of, score_of
 from tests.trained import save_run
 
 CAPTIONS = torch.tensor([3, 41, 4, 17])  # 3 and 4 belong to one image
@@ -46,8 +47,12 @@ def taught(corpus, teachers, *overrides: str) -> RetrievalObjective:
     return objective_of(corpus, f"distil.teachers=[{','.join(teachers)}]", *overrides)
 
 
-def test_the_term_against_pairs_one_by_one(corpus, teachers):
+@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(drop_regions=0.3, mirror=True, drop_words=0.3)])
+def test_the_term_against_pairs_one_by_one(world, corpus, teachers, augment):
+    """Teachers score what augmentation has left of a pair, as the student does."""
     bank = corpus[0]
+    if augment.changes:
+        bank = AugmentedBank(bank, augment, WordIds.of(load_tokenizer(world / "tokenizer")), DRAW)
     objective = taught(corpus, teachers, "distil.weight=0.7", "distil.temperature=2")
     found, plain = objective(bank, CAPTIONS, DRAW), objective_of(corpus)(bank, CAPTIONS, DRAW)
     images, captions = mine_shared(bank, CAPTIONS, 2, objective.scorer)
@@ -55,7 +60,8 @@ def test_the_term_against_pairs_one_by_one(corpus, teachers):
 
     def row(model, texts, of_images):
         pairs = zip(texts, of_images, strict=True)
-        return torch.stack([score_of(model, bank, caption_ids(bank, int(c)), int(i)) for c, i in pairs])
+        seen = [(bank.hidden_text_table(torch.tensor([int(c)])).values, int(i)) for c, i in pairs]
+        return torch.stack([score_of(model, bank, ids, i) for ids, i in seen])
 
     total = 0.0
     for name, hard, t2i in (("distil_t2i", images, True), ("distil_i2t", captions, False)):
@@ -68,7 +74,7 @@ def test_the_term_against_pairs_one_by_one(corpus, teachers):
             tables.append(torch.stack(rows))
         valid = torch.cat([torch.ones(4, 1, dtype=torch.bool), hard.valid], dim=1)
         expected = distillation(tables[0], torch.stack(tables[1:]), valid, 2.0) / 2
-        assert float(found.terms[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+        assert float(found.terms[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-3)  # a small difference of logits
         total += 0.7 * float(expected.detach())
     assert float(found.total.detach()) == pytest.approx(float(plain.total.detach()) + total, rel=1e-4)
     assert found.forwards == plain.forwards + 2 * (4 + 2 * 4 * 2)  # each teacher scores the pairs of t2i and i2t
