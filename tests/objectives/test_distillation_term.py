@@ -74,7 +74,7 @@ def test_the_term_against_pairs_one_by_one(world, corpus, teachers, augment):
             tables.append(torch.stack(rows))
         valid = torch.cat([torch.ones(4, 1, dtype=torch.bool), hard.valid], dim=1)
         expected = distillation(tables[0], torch.stack(tables[1:]), valid, 2.0) / 2
-        assert float(found.terms[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-3)  # a small difference of logits
+        assert float(found.terms[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-3)  # of small logits
         total += 0.7 * float(expected.detach())
     assert float(found.total.detach()) == pytest.approx(float(plain.total.detach()) + total, rel=1e-4)
     assert found.forwards == plain.forwards + 2 * (4 + 2 * 4 * 2)  # each teacher scores the pairs of t2i and i2t
