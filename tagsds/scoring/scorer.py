@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
 from tagsds.kernels.linear import weights_ready_once
+from tagsds.malloc import give_back_freed_memory
 from tagsds.models.load import ensure_rank_head
 from tagsds.models.uniter import Extent, Layout, UniterModel
 from tagsds.scoring.protocol import PairScorer
@@ -124,6 +125,8 @@ class Scorer:
             columns = torch.arange(len(block), device=bank.device)
             pairs = Pairs(texts, bank.image_table(block), rows.repeat(len(block)), columns.repeat_interleave(len(rows)))
             out[start : start + len(block)] = self(pairs).view(len(block), len(captions))
+            if out.device.type == "cpu":  # kept for speed elsewhere; chunks of many sizes leave holes in it, GiB after minutes
+                give_back_freed_memory()
         return out
 
 

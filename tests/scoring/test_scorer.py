@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tagsds.data.builder import PairBuilder
 from tagsds.data.shards import load_bank
 from tagsds.models.uniter import Layout
+from tagsds.scoring import scorer
 from tagsds.scoring.scorer import Scorer, score_matrix, without_dropout
 from tests.small_world import caption_ids, model_of, score_of
 
@@ -158,6 +159,16 @@ def test_tables_are_embedded_once_and_the_last_layer_sees_cls_alone(corpus, pair
         hook.remove()
     assert rows == [int(pairs.images.lengths.sum())]
     assert sum(last) == len(pairs)
+
+
+@pytest.mark.parametrize(("block_images", "blocks"), [(1, 4), (3, 2), (50, 1)])
+def test_a_long_evaluation_gives_memory_back(corpus, block_images, blocks, monkeypatch):
+    """After each block of images: with what a process keeps for its training steps, 1,000 images took 12 GiB."""
+    bank, model = corpus
+    given = []
+    monkeypatch.setattr(scorer, "give_back_freed_memory", lambda: given.append(1))
+    score_matrix(Scorer(model), bank, torch.arange(4), torch.arange(5), progress=False, block_images=block_images)
+    assert len(given) == blocks
 
 
 @pytest.mark.parametrize("block_images", [1, 3, 50])
