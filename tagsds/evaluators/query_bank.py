@@ -29,6 +29,7 @@ from tagsds.evaluators.protocol import Evaluator, Plan, Subject
 from tagsds.evaluators.recall import every, note_of, recall_tables
 from tagsds.evaluators.section import Section
 from tagsds.formats.manifest import Manifest
+from tagsds.malloc import give_back_freed_memory
 from tagsds.scoring.protocol import PairScorer
 
 SCORES = "query-bank"  # [I, Q]
@@ -129,4 +130,5 @@ def crossed(scorer: PairScorer, of_images: Bank, images: Tensor, of_captions: Ba
         place = torch.arange(len(block), device=block.device).repeat_interleave(len(captions))
         pairs = Pairs(table, of_images.image_table(block), every_caption.repeat(len(block)), place)
         parts.append(scorer(pairs).view(len(block), -1))
+        give_back_freed_memory()
     return torch.cat(parts)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tagsds.data.pairs import Images, Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.data.vocabulary import Vocabulary
+from tagsds.malloc import give_back_freed_memory
 from tagsds.models.uniter import Layout, UniterModel
 from tagsds.scoring.scorer import without_dropout
 
@@ -64,6 +65,7 @@ def hidden_words(
             chances.append(logits.gather(1, originals[:, None]).squeeze(1) - logits.logsumexp(dim=-1))
             best.append(logits.argmax(dim=-1))
             start = stop
+            give_back_freed_memory()
     return torch.cat(chances), torch.cat(best)
 
 

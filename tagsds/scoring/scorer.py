@@ -125,8 +125,7 @@ class Scorer:
             columns = torch.arange(len(block), device=bank.device)
             pairs = Pairs(texts, bank.image_table(block), rows.repeat(len(block)), columns.repeat_interleave(len(rows)))
             out[start : start + len(block)] = self(pairs).view(len(block), len(captions))
-            if out.device.type == "cpu":  # kept for speed elsewhere; chunks of many sizes leave holes in it, GiB after minutes
-                give_back_freed_memory()
+            give_back_freed_memory()  # chunks of many sizes leave holes in what a process keeps for speed: GiB after minutes
         return out
 
 
