@@ -163,7 +163,7 @@ def test_tables_are_embedded_once_and_the_last_layer_sees_cls_alone(corpus, pair
 
 @pytest.mark.parametrize(("block_images", "blocks"), [(1, 4), (3, 2), (50, 1)])
 def test_a_long_evaluation_gives_memory_back(corpus, block_images, blocks, monkeypatch):
-    """After each block of images: with what a process keeps for its training steps, 1,000 images took 12 GiB."""
+    """After each block of images: with what a process keeps for its training steps, 1,000 images grew to 10 GiB."""
     bank, model = corpus
     given = []
     monkeypatch.setattr(scorer, "give_back_freed_memory", lambda: given.append(1))
