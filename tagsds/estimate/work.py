@@ -134,7 +134,7 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
     refilled   B M pairs, n positions each
     written    at most B M R sentences: the filters have dropped none
     trained    B true pairs, 2 B K hard ones, B K written ones (syn, disc, corr), B M maskings (mlm), up to 4 B offline pairs
-    taught     B true pairs, 2 B K hard ones
+    taught     B true pairs, 2 B K hard ones, B K written ones (distil.synthetic)
     """
     B, loss, negatives, synthetic = config.batch.pairs, config.loss, config.negatives, config.synthetic
     count, keep = negatives.scored + SAMPLE * bool(negatives.cascade), negatives.keep
@@ -151,7 +151,7 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
         drawn = B * synthetic.maskings
         refilled = Forward(drawn, drawn, B, drawn * corpus.masked, drawn * corpus.masked)
         written = Forward(drawn * synthetic.refills, drawn * synthetic.refills, B, drawn * synthetic.refills)
-        sentences = B * min(keep, synthetic.maskings * synthetic.refills) * bool(loss.syn or loss.disc or loss.corr)
+        sentences = B * min(keep, synthetic.maskings * synthetic.refills)  # syn is counted whatever its weight
         maskings = drawn * bool(loss.mlm)
     offline = {"": 0, "online": 0, "offline": 2}.get(config.quintuplet.kind, 4) * B
     pairs = B + hard + sentences + maskings + offline
@@ -159,7 +159,8 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
     read += sentences * corpus.pieces * bool(loss.disc) + maskings * corpus.masked
     words = maskings * corpus.masked + sentences * corpus.masked * bool(loss.corr)
     trained = Forward(pairs, B + hard / 2 + sentences + maskings + offline / 2, B + hard / 2 + offline / 2, read, words)
-    taught = Forward(B + hard, B + hard / 2, B + hard / 2, B + hard)
+    judged = B * min(keep, synthetic.maskings * synthetic.refills) * bool(config.distil.synthetic)
+    taught = Forward(B + hard + judged, B + hard / 2 + judged, B + hard / 2, B + hard + judged)
     return Work(mined, refilled, written, trained, taught)
 
 

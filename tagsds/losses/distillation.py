@@ -25,12 +25,15 @@ class DistilConfig:
     memory"""
     weight: float = 1.0
     """of the loss, the mean of both directions"""
+    synthetic: float = 0.0
+    """weight of the same loss over a true pair and the hardest sentences that are written for it. Teachers that were trained with
+    loss.syn know which of them are wrong, and how surely"""
     temperature: float = 1.0
     """that scores are divided by before the softmax, of teachers and student"""
 
     def check(self, group: str) -> None:
         above_zero(self, group, "temperature")
-        not_negative(self, group, "weight")
+        not_negative(self, group, "weight", "synthetic")
 
 
 def distillation(student: Tensor, teachers: Tensor, valid: Tensor, temperature: float = 1.0) -> Tensor:

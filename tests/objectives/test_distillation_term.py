@@ -16,6 +16,7 @@ from tagsds.losses.distillation import distillation
 from tagsds.models.matchers import MATCHERS
 from tagsds.negatives.random import mine_shared
 from tagsds.objectives import RetrievalObjective
+from tagsds.objectives.retrieval.draws import Draws
 from tagsds.scoring.scorer import Scorer
 from tests import launch
 from tests.small_world import model_of, score_of
@@ -80,12 +81,42 @@ def test_the_term_against_pairs_one_by_one(world, corpus, teachers, augment):
     assert found.forwards == plain.forwards + 2 * (4 + 2 * 4 * 2)  # each teacher scores the pairs of t2i and i2t
 
 
+def test_written_sentences_against_pairs_one_by_one(corpus, teachers):
+    """The list of a caption: its true pair and the hardest sentences written for it, as many as are left."""
+    bank = corpus[0]
+    settings = ["loss.syn=0.5", "synthetic.maskings=2", "synthetic.refills=3"]
+    objective = taught(corpus, teachers, *settings, "distil.synthetic=0.3", "distil.temperature=2")
+    plain = taught(corpus, teachers, *settings, "distil.temperature=2")
+    draws = Draws(objective.negatives, bank, CAPTIONS, DRAW)
+    written, total = draws.written, 0.0
+    for b, caption in enumerate(CAPTIONS.tolist()):
+        own = [row[row != corpus[2].pad] for row in written.ids[written.caption == b]]
+        sentences, image = [bank.tokens[caption], *own], int(draws.images[b])
+        models = (objective.model, *teachers.values())
+        scores = [torch.stack([score_of(model, bank, ids, image) for ids in sentences])[None].detach() for model in models]
+        total += float(distillation(scores[0], torch.stack(scores[1:]), torch.ones_like(scores[0]).bool(), 2.0)) / len(CAPTIONS)
+    assert len(written.ids) > 4 and total > 0
+    found, less = objective(bank, CAPTIONS, DRAW), plain(bank, CAPTIONS, DRAW)
+    assert float(found.terms["distil_syn"].detach()) == pytest.approx(total, rel=1e-3)
+    assert float(found.total.detach()) == pytest.approx(float(less.total.detach()) + 0.3 * total, rel=1e-4)
+    assert found.forwards == less.forwards + 2 * (4 + len(written.ids))
+
+
+def test_written_sentences_that_are_all_filtered_leave_the_graph_whole(corpus, teachers, monkeypatch):
+    objective = taught(corpus, teachers, "loss.mlm=0.1", "synthetic.maskings=1", "synthetic.refills=2", "distil.synthetic=1")
+    monkeypatch.setattr("tagsds.negatives.tailored._repeats", lambda candidates: torch.ones(candidates.shape[:2], dtype=torch.bool))
+    found = objective(corpus[0], CAPTIONS, DRAW)
+    assert float(found.terms["distil_syn"].detach()) == 0.0
+    found.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.model.layers.parameters())
+
+
 def test_teachers_are_no_part_of_what_is_trained_or_kept(corpus, teachers):
     objective, plain = taught(corpus, teachers), objective_of(corpus)
     assert objective.state_dict().keys() == plain.state_dict().keys()
-    before = [p.clone() for model in (s.model for s in objective.terms[-1][1].scorers) for p in model.parameters()]
+    before = [p.clone() for model in (s.model for s in objective.terms[-1][1].teachers.scorers) for p in model.parameters()]
     objective(corpus[0], CAPTIONS, DRAW).total.backward()
-    after = [p for model in (s.model for s in objective.terms[-1][1].scorers) for p in model.parameters()]
+    after = [p for model in (s.model for s in objective.terms[-1][1].teachers.scorers) for p in model.parameters()]
     assert all(p.grad is None and not p.requires_grad and torch.equal(p, old) for p, old in zip(after, before, strict=True))
     assert all(p.grad is not None for p in objective.model.layers.parameters())
 
@@ -105,10 +136,12 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(world, teachers, tmp_path):
 @pytest.mark.parametrize(("ds_config", "rounding"), [("zero1", 1e-4), ("zero3_bf16", 0.05)])
 def test_two_ranks_see_what_one_sees(world, teachers, tmp_path, ds_config, rounding):
     settings = [*launch.TINY, "optimiser.steps=2", "optimiser.warmup_steps=1", f"distil.teachers=[{','.join(teachers)}]"]
+    settings += ["loss.syn=0.1", "synthetic.maskings=1", "synthetic.refills=3", "distil.synthetic=1"]
     launch.train(world, tmp_path / "one", f"ds_configs/{ds_config}.json", [*settings, "batch.accumulation=2"])
     launch.train(world, tmp_path / "two", f"ds_configs/{ds_config}.json", settings, ranks=2)
-    one, two = ([row["loss/distil_t2i"] for row in launch.rows(tmp_path / name)] for name in ("one", "two"))
-    assert min(one) > 0 and two == pytest.approx(one, rel=rounding)
+    for term in ("distil_t2i", "distil_syn"):
+        one, two = ([row[f"loss/{term}"] for row in launch.rows(tmp_path / name)] for name in ("one", "two"))
+        assert min(one) > 0 and two == pytest.approx(one, rel=rounding)
 
 
 def test_what_a_user_is_told(world, corpus, teachers, tmp_path):
@@ -128,5 +161,9 @@ def test_what_a_user_is_told(world, corpus, teachers, tmp_path):
         load_config("published-pretrain-base", ["distil.teachers=[x]"])
     with pytest.raises(UserError, match=r"distil.teachers teach the encoder; remove them"):
         load_config("scan-coco", ["distil.teachers=[x]"])
+    with pytest.raises(UserError, match=r"distil.synthetic weighs what teachers think"):
+        load_config("tags-base-coco", ["distil.synthetic=1"])
+    with pytest.raises(UserError, match=r"none is written; set loss.syn"):
+        load_config("baseline-base-coco", ["distil.synthetic=1", "distil.teachers=[x]"])
     with pytest.raises(UserError, match=r"distil.temperature"):
         load_config("baseline-base-coco", ["distil.temperature=0"])

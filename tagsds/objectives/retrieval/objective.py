@@ -26,7 +26,16 @@ from tagsds.objectives.retrieval.draws import Draws, Negatives
 from tagsds.objectives.retrieval.examples import written_examples
 from tagsds.objectives.retrieval.forward import Plan
 from tagsds.objectives.retrieval.settings import Settings
-from tagsds.objectives.retrieval.terms import CASCADE_WEIGHT, TERMS, Distillation, Quintuplet, Term, load_teachers
+from tagsds.objectives.retrieval.terms import (
+    CASCADE_WEIGHT,
+    TERMS,
+    Distillation,
+    Quintuplet,
+    Teachers,
+    Term,
+    WrittenDistillation,
+    load_teachers,
+)
 from tagsds.scoring.scorer import Scorer
 
 
@@ -49,6 +58,18 @@ def loss_terms(config: Settings) -> list[tuple[float, Term]]:
     return terms
 
 
+def taught_terms(config: Settings, student: Any) -> list[tuple[float, Term]]:
+    """(weight, term) of the teachers, where there are some; `student` is the encoder's config."""
+    distil = config.distil
+    if not distil.teachers:
+        return []
+    teachers = Teachers(load_teachers(distil.teachers, student))
+    terms: list[tuple[float, Term]] = [(distil.weight, Distillation(distil.temperature, teachers))]
+    if distil.synthetic:
+        terms.append((distil.synthetic, WrittenDistillation(distil.temperature, teachers)))
+    return terms
+
+
 def frozen(model: UniterModel) -> UniterModel:
     """A copy that no optimiser sees and no checkpoint holds: a resumed run makes it again from `init`, before it loads its weights.
     UserError at ZeRO 3, where no rank has the weights whole."""
@@ -67,9 +88,7 @@ class RetrievalObjective(Objective):
         self.scorer, self.vocab = scorer, vocab
         self.config = config
         self.terms = loss_terms(config)
-        if config.distil.teachers:
-            teachers = load_teachers(config.distil.teachers, model.config)
-            self.terms.append((config.distil.weight, Distillation(config.distil, teachers)))
+        self.terms += taught_terms(config, model.config)
         writer = model if config.synthetic.writer != "frozen" else frozen(model)
         self.negatives = Negatives(config.negatives, config.synthetic, config.offline, vocab, model, scorer, writer)
 
@@ -89,6 +108,10 @@ class RetrievalObjective(Objective):
 
     @classmethod
     def check(cls, config: Any) -> None:
+        if config.distil.synthetic and not config.distil.teachers:
+            raise UserError("distil.synthetic weighs what teachers think of written sentences; name them in distil.teachers.")
+        if config.distil.synthetic and not config.loss.writes:
+            raise UserError("distil.synthetic judges written sentences, and none is written; set loss.syn or loss.mlm above zero.")
         if config.negatives.cascade and config.offline.replace_random:
             raise UserError("negatives.cascade narrows random negatives; set offline.replace_random=false or negatives.cascade=0.")
 

@@ -9,7 +9,7 @@ from tagsds.objectives.retrieval.settings import LossConfig
 from tagsds.objectives.retrieval.terms.cascade import WEIGHT as CASCADE_WEIGHT
 from tagsds.objectives.retrieval.terms.cascade import Cascade
 from tagsds.objectives.retrieval.terms.contrast import Contrast
-from tagsds.objectives.retrieval.terms.distillation import Distillation, load_teachers
+from tagsds.objectives.retrieval.terms.distillation import Distillation, Teachers, WrittenDistillation, load_teachers
 from tagsds.objectives.retrieval.terms.quintuplet import Quintuplet
 from tagsds.objectives.retrieval.terms.ranking import ImageToText, TextToImage
 from tagsds.objectives.retrieval.terms.synthetic import Synthetic
@@ -27,4 +27,14 @@ TERMS: dict[str, Callable[[LossConfig], Term]] = {
     "cascade": lambda loss: Cascade(),
 }
 
-__all__ = ["CASCADE_WEIGHT", "TERMS", "Distillation", "Quintuplet", "Term", "TermOutput", "load_teachers"]
+__all__ = [
+    "CASCADE_WEIGHT",
+    "TERMS",
+    "Distillation",
+    "Quintuplet",
+    "Teachers",
+    "Term",
+    "TermOutput",
+    "WrittenDistillation",
+    "load_teachers",
+]

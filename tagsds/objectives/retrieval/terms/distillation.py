@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from tagsds.errors import UserError
-from tagsds.losses.distillation import DistilConfig, distillation
+from tagsds.losses.distillation import distillation
 from tagsds.models.load import find_checkpoint, load_model, read_encoder_config
 from tagsds.models.uniter import UniterModel
 from tagsds.objectives.retrieval.draws import Draws
 from tagsds.objectives.retrieval.forward import Place, Plan, States
 from tagsds.objectives.retrieval.terms.ranking import hard_captions, hard_images
+from tagsds.objectives.retrieval.terms.synthetic import by_caption, written_sentences
 from tagsds.objectives.retrieval.terms.term import TermOutput
 from tagsds.scoring.scorer import Scorer
 
@@ -41,32 +42,64 @@ def load_teachers(folders: Sequence[str], student: Any) -> list[UniterModel]:
     return teachers
 
 
+class Teachers:
+    """The encoders of `distil.teachers`, asked for the pairs that a step's forward has already."""
+
+    def __init__(self, models: Sequence[UniterModel]) -> None:
+        self.scorers = [Scorer(model) for model in models]
+
+    def logits(self, asked: Sequence[Place], draws: Draws, states: States) -> list[tuple[Tensor, ...]]:
+        """The ranking logits of the pairs of each place, float32: the student's, with gradient, then each teacher's."""
+        device = draws.bank.device
+        pairs = states.pairs.subset(torch.cat([torch.arange(p.at.start, p.at.stop, device=device) for p in asked])).compact()
+        sizes = [place.at.stop - place.at.start for place in asked]
+        found = [tuple(states.logits(place) for place in asked)]
+        for scorer in self.scorers:
+            Module.to(scorer.model, device)  # they are not moved with the objective
+            found.append(scorer(pairs).split(sizes))
+        draws.forwards += len(self.scorers) * len(pairs)
+        return found
+
+
+def over_lists(true: list[Tensor], negatives: list[Tensor], valid: Tensor, temperature: float) -> Tensor:
+    """The loss over a true pair and its negatives: true [B], negatives [B, K], the student's then each teacher's; valid [B, K]."""
+    lists = [torch.cat([own[:, None], others], dim=1) for own, others in zip(true, negatives, strict=True)]
+    return distillation(lists[0], torch.stack(lists[1:]), torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1), temperature)
+
+
 class Distillation:
-    """Both directions, over the pairs that t2i and i2t have in the forward already; the teachers score them once more."""
+    """Both directions, over the pairs that t2i and i2t have."""
 
     heads: tuple[str, ...] = ()
 
-    def __init__(self, config: DistilConfig, teachers: Sequence[UniterModel]) -> None:
-        self.temperature = config.temperature
-        self.scorers = [Scorer(teacher) for teacher in teachers]
+    def __init__(self, temperature: float, teachers: Teachers) -> None:
+        self.temperature, self.teachers = temperature, teachers
 
     def ask(self, draws: Draws, plan: Plan, true: Place) -> tuple[Place, Place, Place]:
         return true, hard_images(draws, plan), hard_captions(draws, plan)
 
     def value(self, asked: tuple[Place, Place, Place], draws: Draws, states: States, true: Tensor) -> TermOutput:
-        device = true.device
-        index = torch.cat([torch.arange(place.at.start, place.at.stop, device=device) for place in asked])
-        pairs = states.pairs.subset(index).compact()
-        sizes = [place.at.stop - place.at.start for place in asked]
-        theirs = []
-        for scorer in self.scorers:
-            Module.to(scorer.model, device)  # they are not moved with the objective
-            theirs.append(scorer(pairs).split(sizes))
-        draws.forwards += len(self.scorers) * len(pairs)
-        ours = [states.logits(place) for place in asked]
+        own, *directions = zip(*self.teachers.logits(asked, draws, states), strict=True)
         losses = {}
-        for name, direction, hard in zip(("t2i", "i2t"), (1, 2), draws.hard, strict=True):
-            of_both = [torch.cat([z[0][:, None], z[direction].view_as(hard.index)], dim=1) for z in (ours, *theirs)]
-            valid = torch.cat([torch.ones_like(hard.valid[:, :1]), hard.valid], dim=1)
-            losses[f"distil_{name}"] = distillation(of_both[0], torch.stack(of_both[1:]), valid, self.temperature) / 2
+        for name, found, hard in zip(("t2i", "i2t"), directions, draws.hard, strict=True):
+            negatives = [z.view_as(hard.index) for z in found]
+            losses[f"distil_{name}"] = over_lists(list(own), negatives, hard.valid, self.temperature) / 2
         return TermOutput(losses)
+
+
+class WrittenDistillation:
+    """Over a true pair and its hardest written sentences, those of syn."""
+
+    heads: tuple[str, ...] = ()
+
+    def __init__(self, temperature: float, teachers: Teachers) -> None:
+        self.temperature, self.teachers = temperature, teachers
+
+    def ask(self, draws: Draws, plan: Plan, true: Place) -> tuple[Place, Place]:
+        return true, written_sentences(draws, plan)
+
+    def value(self, asked: tuple[Place, Place], draws: Draws, states: States, true: Tensor) -> TermOutput:
+        own, written = zip(*self.teachers.logits(asked, draws, states), strict=True)
+        tables = [by_caption(z, draws.written, len(true)) for z in written]
+        valid = tables[0][1]
+        return TermOutput({"distil_syn": over_lists(list(own), [table for table, _ in tables], valid, self.temperature)})

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tagsds.data.ragged import Ragged
 from tagsds.losses.ranking import triplet
+from tagsds.negatives.writer import Written
 from tagsds.objectives.output import fraction
 from tagsds.objectives.retrieval.draws import Draws
 from tagsds.objectives.retrieval.forward import Place, Plan, States
@@ -18,6 +19,17 @@ def written_sentences(draws: Draws, plan: Plan) -> Place:
     written = draws.written
     texts = Ragged.from_padded(written.ids, draws.maskings.lengths[written.caption])
     return plan.once("written", lambda: plan.texts(texts, draws.images[written.caption], scored=True))
+
+
+def by_caption(of_written: Tensor, written: Written, captions: int) -> tuple[Tensor, Tensor]:
+    """A value of each written sentence [n] as a row of each caption [captions, K], and which slots hold one: bool. K is the most
+    that a caption has, and 1 slot that holds none where no sentence is left at all."""
+    if not len(of_written):
+        empty = of_written.sum().expand(captions, 1)  # keeps the graph whole
+        return empty, torch.zeros_like(empty, dtype=torch.bool)
+    count = torch.bincount(written.caption, minlength=captions)
+    table = Ragged(of_written, count).pad(0.0)
+    return table, torch.arange(table.shape[1], device=table.device) < count[:, None]
 
 
 class Synthetic:
@@ -33,15 +45,10 @@ class Synthetic:
 
     def value(self, asked: Place, draws: Draws, states: States, true: Tensor) -> TermOutput:
         written, score = draws.written, states.scores(asked)
-        count = torch.bincount(written.caption, minlength=len(true))
-        captions = torch.ones_like(count, dtype=torch.float32).sum()
-        if len(score):
-            table = Ragged(score, count).pad(0.0)
-            valid = torch.arange(table.shape[1], device=score.device) < count[:, None]
-        else:  # keeps the graph whole
-            table, valid = score.sum() + true[:, None], torch.zeros_like(true[:, None], dtype=torch.bool)
+        table, valid = by_caption(score, written, len(true))
+        captions = torch.ones_like(true).sum()
         counters = {"rank/true_above_synthetic": fraction(true[:, None] > table, valid)}
         counters |= {f"filter/{name}": (value.float(), captions) for name, value in written.counts.items()}
-        counters["filter/kept"] = (count.sum().float(), captions)
+        counters["filter/kept"] = (valid.sum().float(), captions)
         scores = {"synthetic": score.detach(), "synthetic_minus_true": (score - true[written.caption]).detach()}
         return TermOutput({"syn": triplet(true, table, valid, self.margin)}, counters, scores)
