@@ -36,7 +36,7 @@ from tagsds.evaluators import (
     prepare_evaluators,
     run_evaluators,
 )  # fmt: skip
-from tagsds.files import sha256_of
+from tagsds.files import check_writable, sha256_of
 from tagsds.formats.manifest import read_manifest
 from tagsds.formats.results import write_results
 from tagsds.models.card import read_card, record_recalls
@@ -107,6 +107,8 @@ def run(options: argparse.Namespace, world: World) -> None:
     """Check, load, evaluate; then the first rank writes and prints."""
     evaluators = chosen_evaluators(options)
     folder, home = find_checkpoint(options.checkpoint)
+    output = options.output or home / f"results-{options.split}.json"
+    check_writable(output, folder=False)
     manifest = read_manifest(options.data)
     manifest.shards(options.split)  # an unknown split ends it here
     there = manifest.splits[options.split]["images"]
@@ -126,7 +128,6 @@ def run(options: argparse.Namespace, world: World) -> None:
         progress=True,
     )  # fmt: skip
     head = subject.pair_scorer.ready()
-    output = options.output or home / f"results-{options.split}.json"
     subject.files = score_files(options, folder, head, subject, output)
     prepare_evaluators(evaluators, subject)
     results = run_evaluators(evaluators, subject)

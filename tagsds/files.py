@@ -61,6 +61,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_writable(output: Path, folder: bool = True) -> None:
+    """UserError where `output` (of the option --output) cannot be made later, asked before long work begins: the nearest folder
+    above it that exists must be open, and a file must not bear the name of a folder."""
+    if not folder and output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file in it.")
+    place = output.absolute()
+    while not place.exists() or (not folder and place == output.absolute()):
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place} is no folder that can be written, so {output} cannot be made; name another --output.")
+
+
 def check_exist(paths: Iterable[Path]) -> None:
     """UserError for the first file that is not there."""
     for path in paths:

@@ -10,7 +10,6 @@ warning follows where the batch is not the published one. Memory is the business
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from tagsds.config import RunConfig, family, load_config
@@ -19,6 +18,7 @@ from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.engine.ds_config import read_ds_config, zero_stage
 from tagsds.engine.offline import read_candidates
 from tagsds.errors import UserError, command
+from tagsds.files import check_writable
 from tagsds.formats.manifest import Manifest, read_manifest
 from tagsds.models.load import check_data, find_checkpoint, read_config
 from tagsds.negatives.random import check_counts
@@ -105,15 +105,6 @@ def check_export(config: RunConfig, folder: str) -> None:
             f"recipe {config.recipe} writes {', '.join(written)} and no {folder}, from which the next stage starts; set "
             "log.export_at to its step, or name one of those."
         )
-
-
-def check_writable(output: Path) -> None:
-    """The folder, or the nearest one above it that exists, can be written."""
-    place = output.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{place} is no folder that can be written, so {output} cannot be made; name another --output.")
 
 
 def pairs_of(config: RunConfig, ranks: int) -> tuple[int, str]:

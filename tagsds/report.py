@@ -23,7 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from tagsds.errors import UserError, command, first_line
-from tagsds.files import write_text
+from tagsds.files import check_writable, write_text
 from tagsds.reporting import plots, sections
 from tagsds.reporting.boxes import boxes_svg, drawn_regions
 from tagsds.reporting.pictures import check_directory, data_uri, find_pictures, pictures_of
@@ -159,6 +159,7 @@ def write_report(folders: Sequence[Path], output: Path, data: Path | None = None
         raise UserError(f"--data {data} holds no manifest.json; give a folder of packed shards.")
     if pictures is not None:
         check_directory(pictures)
+    check_writable(output, folder=False)
     runs = read_runs(list(folders))
     try:
         page = render(runs, data, pictures)
