@@ -287,6 +287,8 @@ def test_bad_runs(tmp_path, runs, capsys):
     assert "version 9" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
     with pytest.raises(UserError, match=r"no manifest\.json"):
         report.write_report(runs, tmp_path / "r.html", data=tmp_path)
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
+        report.write_report(runs, tmp_path)
 
 
 def test_pictures_are_found_and_made_small(corpus):
