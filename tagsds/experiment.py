@@ -68,7 +68,7 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
         return [
             Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
             Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
-            Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", evaluated=False, teachers="baseline"),
+            Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
             Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
         ]
     if which == "matchers":
