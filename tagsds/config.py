@@ -191,14 +191,14 @@ def check(config: RunConfig) -> None:
     OBJECTIVES[config.objective].check(config)
     if config.batch.activation_checkpointing and OBJECTIVES[config.objective].trains != "encoder":
         raise UserError("batch.activation_checkpointing is of the encoder's layers, a matcher has none; set it to false.")
-    check_offline(config.quintuplet, config.offline, config.negatives.shared)
+    check_offline(config.quintuplet, config.offline, config.negatives.shared, config.distil.offline)
 
 
-def check_offline(quintuplet: QuintupletConfig, offline: OfflineConfig, shared: bool) -> None:
-    """What contradicts itself. `shared` is negatives.shared."""
+def check_offline(quintuplet: QuintupletConfig, offline: OfflineConfig, shared: bool, taught: int) -> None:
+    """What contradicts itself. `shared` is negatives.shared, `taught` distil.offline."""
     if offline.replace_random and shared:
         raise UserError("offline.replace_random and negatives.shared exclude each other; set one of them to false.")
-    if offline.remine_every and not needs_candidates(quintuplet, offline):
+    if offline.remine_every and not needs_candidates(quintuplet, offline, taught):
         raise UserError(f"offline.remine_every={offline.remine_every} orders candidates that no loss draws; set it to 0.")
 
 

@@ -154,6 +154,11 @@ def test_teachers_are_counted(world: Path, tmp_path: Path, capsys: pytest.Captur
     assert [teacher.parameters for teacher in teachers] == [parameters, parameters]
     work = retrieval_work(load_config("baseline-base-coco"), COCO)
     assert work.taught.pairs == 4 + 2 * 4 * 31
+    more = retrieval_work(load_config("tags-base-coco", ["distil.teachers=[x]", "distil.synthetic=1", "distil.offline=6"]), COCO)
+    less = retrieval_work(load_config("tags-base-coco"), COCO)
+    written = less.trained.pairs - work.trained.pairs - 4 * 20  # maskings of mlm
+    assert more.taught.pairs - work.taught.pairs == 2 * 4 * 6 + written and written == 4 * 31
+    assert more.trained.pairs - less.trained.pairs == 2 * 4 * 6 and more.trained.images - less.trained.images == 4 * 6
     weights, _ = teacher_parts(teachers, work.taught, COCO, "cpu")
     assert weights.bytes == 2 * 4 * parameters
     assert teacher_flop(teachers, work.taught, COCO) == pytest.approx(2 * work.taught.flop(COCO, teachers[0].sizes))

@@ -133,8 +133,9 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
                ranks) from offline candidates, none where they are not scored)
     refilled   B M pairs, n positions each
     written    at most B M R sentences: the filters have dropped none
-    trained    B true pairs, 2 B K hard ones, B K written ones (syn, disc, corr), B M maskings (mlm), up to 4 B offline pairs
-    taught     B true pairs, 2 B K hard ones, B K written ones (distil.synthetic)
+    trained    B true pairs, 2 B K hard ones, B K written ones (syn, disc, corr), B M maskings (mlm), up to 4 B offline pairs, and
+               those of 2 B offline candidates that teachers judge (distil.offline)
+    taught     B true pairs, 2 B K hard ones, the candidates, and the written ones with distil.synthetic
     """
     B, loss, negatives, synthetic = config.batch.pairs, config.loss, config.negatives, config.synthetic
     count, keep = negatives.scored + SAMPLE * bool(negatives.cascade), negatives.keep
@@ -154,13 +155,16 @@ def retrieval_work(config: RunConfig, corpus: Corpus) -> Work:
         sentences = B * min(keep, synthetic.maskings * synthetic.refills)  # syn is counted whatever its weight
         maskings = drawn * bool(loss.mlm)
     offline = {"": 0, "online": 0, "offline": 2}.get(config.quintuplet.kind, 4) * B
-    pairs = B + hard + sentences + maskings + offline
-    read = B + hard + sentences + offline  # [CLS] of what is ranked
+    judged = 2.0 * B * config.distil.offline
+    ranked = B + hard + judged + offline
+    pairs = ranked + sentences + maskings
+    read = ranked + sentences  # [CLS] of what is ranked
     read += sentences * corpus.pieces * bool(loss.disc) + maskings * corpus.masked
     words = maskings * corpus.masked + sentences * corpus.masked * bool(loss.corr)
-    trained = Forward(pairs, B + hard / 2 + sentences + maskings + offline / 2, B + hard / 2 + offline / 2, read, words)
-    judged = B * min(keep, synthetic.maskings * synthetic.refills) * bool(config.distil.synthetic)
-    taught = Forward(B + hard + judged, B + hard / 2 + judged, B + hard / 2, B + hard + judged)
+    both = (ranked + B) / 2  # captions, and images, of those pairs
+    trained = Forward(pairs, both + sentences + maskings, both, read, words)
+    listed, seen = B + hard + judged, sentences * bool(config.distil.synthetic)
+    taught = Forward(listed + seen, (listed + B) / 2 + seen, (listed + B) / 2, listed + seen)
     return Work(mined, refilled, written, trained, taught)
 
 

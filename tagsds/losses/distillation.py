@@ -25,6 +25,9 @@ class DistilConfig:
     memory"""
     weight: float = 1.0
     """of the loss, the mean of both directions"""
+    offline: int = 0
+    """offline candidates of each direction that join the lists, drawn unscored from ranks offline.first to offline.last of
+    offline.candidates. A margin pushes away those that are true of the image as well; a teacher's softmax does not"""
     synthetic: float = 0.0
     """weight of the same loss over a true pair and the hardest sentences that are written for it. Teachers that were trained with
     loss.syn know which of them are wrong, and how surely"""
@@ -33,7 +36,7 @@ class DistilConfig:
 
     def check(self, group: str) -> None:
         above_zero(self, group, "temperature")
-        not_negative(self, group, "weight", "synthetic")
+        not_negative(self, group, "weight", "offline", "synthetic")
 
 
 def distillation(student: Tensor, teachers: Tensor, valid: Tensor, temperature: float = 1.0) -> Tensor:

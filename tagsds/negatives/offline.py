@@ -50,9 +50,9 @@ class OfflineConfig:
             raise UserError(f"{group}.last={self.last} is below {group}.first={self.first}; ranks are drawn from first to last.")
 
 
-def needs_candidates(quintuplet: QuintupletConfig, offline: OfflineConfig) -> bool:
-    """Whether a run with these settings reads the folder `offline.candidates`."""
-    return quintuplet.kind not in ("", "online") or offline.replace_random
+def needs_candidates(quintuplet: QuintupletConfig, offline: OfflineConfig, taught: int = 0) -> bool:
+    """Whether a run with these settings reads the folder `offline.candidates`; `taught`: those that teachers judge."""
+    return quintuplet.kind not in ("", "online") or offline.replace_random or taught > 0
 
 
 def check_ranks(candidates: Candidates, first: int, last: int, count: int = 0) -> None:

@@ -14,11 +14,13 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.losses.distillation import distillation
 from tagsds.models.matchers import MATCHERS
-from tagsds.negatives.random import mine_shared
+from tagsds.negatives.offline import draw_from_ranks
+from tagsds.negatives.random import Hard, mine_shared
 from tagsds.objectives import RetrievalObjective
 from tagsds.objectives.retrieval.draws import Draws
 from tagsds.scoring.scorer import Scorer
 from tests import launch
+from tests.candidates import candidates_of
 from tests.small_world import model_of, score_of
 from tests.trained import save_run
 
@@ -48,15 +50,24 @@ def taught(corpus, teachers, *overrides: str) -> RetrievalObjective:
     return objective_of(corpus, f"distil.teachers=[{','.join(teachers)}]", *overrides)
 
 
+@pytest.mark.parametrize("offline", [0, 3])
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(drop_regions=0.3, mirror=True, drop_words=0.3)])
-def test_the_term_against_pairs_one_by_one(world, corpus, teachers, augment):
-    """Teachers score what augmentation has left of a pair, as the student does."""
-    bank = corpus[0]
+def test_the_term_against_pairs_one_by_one(world, corpus, teachers, augment, offline):
+    """Teachers score what augmentation has left of a pair, as the student does. Offline candidates join the lists."""
+    bank, candidates = corpus[0], candidates_of(corpus[0], 30, 7)
     if augment.changes:
         bank = AugmentedBank(bank, augment, WordIds.of(load_tokenizer(world / "tokenizer")), DRAW)
-    objective = taught(corpus, teachers, "distil.weight=0.7", "distil.temperature=2")
-    found, plain = objective(bank, CAPTIONS, DRAW), objective_of(corpus)(bank, CAPTIONS, DRAW)
+    settings = ["distil.weight=0.7", "distil.temperature=2", f"distil.offline={offline}", "offline.first=3", "offline.last=24"]
+    objective = taught(corpus, teachers, *settings)
+    assert objective.needs_candidates(objective.config) == (offline > 0)
+    found, plain = objective(bank, CAPTIONS, DRAW, candidates), objective_of(corpus)(bank, CAPTIONS, DRAW)
     images, captions = mine_shared(bank, CAPTIONS, 2, objective.scorer)
+    if offline:
+        more = draw_from_ranks(candidates, bank, CAPTIONS, 3, 3, 24, DRAW.generator("cpu", "offline candidates of the teachers"))
+        images, captions = (
+            Hard(torch.cat([a.index, b.index], dim=1), torch.cat([a.valid, b.valid], dim=1))
+            for a, b in zip((images, captions), more, strict=True)
+        )
     own = bank.image_of_caption[CAPTIONS]
 
     def row(model, texts, of_images):
@@ -70,15 +81,17 @@ def test_the_term_against_pairs_one_by_one(world, corpus, teachers, augment):
         for model in (objective.model, *teachers.values()):
             rows = []
             for b, caption in enumerate(CAPTIONS):
-                texts = [caption, caption, caption] if t2i else [caption, *hard.index[b]]
-                rows.append(row(model, texts, [own[b], *hard.index[b]] if t2i else [own[b]] * 3))
+                others = hard.index[b]
+                texts = [caption] * (1 + len(others)) if t2i else [caption, *others]
+                rows.append(row(model, texts, [own[b], *others] if t2i else [own[b]] * (1 + len(others))))
             tables.append(torch.stack(rows))
         valid = torch.cat([torch.ones(4, 1, dtype=torch.bool), hard.valid], dim=1)
         expected = distillation(tables[0], torch.stack(tables[1:]), valid, 2.0) / 2
         assert float(found.terms[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-3)  # of small logits
         total += 0.7 * float(expected.detach())
     assert float(found.total.detach()) == pytest.approx(float(plain.total.detach()) + total, rel=1e-4)
-    assert found.forwards == plain.forwards + 2 * (4 + 2 * 4 * 2)  # each teacher scores the pairs of t2i and i2t
+    listed = images.index.numel() + captions.index.numel()
+    assert found.forwards == plain.forwards + 2 * (4 + listed) + listed - 2 * 4 * 2  # each teacher scores what stands in the lists
 
 
 def test_written_sentences_against_pairs_one_by_one(corpus, teachers):
@@ -161,8 +174,9 @@ def test_what_a_user_is_told(world, corpus, teachers, tmp_path):
         load_config("published-pretrain-base", ["distil.teachers=[x]"])
     with pytest.raises(UserError, match=r"distil.teachers teach the encoder; remove them"):
         load_config("scan-coco", ["distil.teachers=[x]"])
-    with pytest.raises(UserError, match=r"distil.synthetic weighs what teachers think"):
-        load_config("tags-base-coco", ["distil.synthetic=1"])
+    for key, what in {"synthetic": "written sentences", "offline": "offline candidates"}.items():
+        with pytest.raises(UserError, match=f"distil.{key} gives teachers {what} to judge; name them"):
+            load_config("tags-base-coco", [f"distil.{key}=1"])
     with pytest.raises(UserError, match=r"none is written; set loss.syn"):
         load_config("baseline-base-coco", ["distil.synthetic=1", "distil.teachers=[x]"])
     with pytest.raises(UserError, match=r"distil.temperature"):

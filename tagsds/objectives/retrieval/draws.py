@@ -74,13 +74,18 @@ class Draws:
         if not offline.replace_random:
             self.forwards += 2 * random.count * len(self.captions)
             return mine_random(self.bank, self.captions, random.count, random.keep, scorer, self.draw)
-        assert self.candidates is not None
-        ranks = offline.first, offline.last
         if not offline.score:
-            generator = self.draw.generator(self.bank.device, "offline negatives")
-            return draw_from_ranks(self.candidates, self.bank, self.captions, random.keep, *ranks, generator)
-        self.forwards += (random.count + min(random.count, images_in_ranks(*ranks))) * len(self.captions)
+            return self.offline(random.keep, "offline negatives")
+        assert self.candidates is not None
+        self.forwards += (random.count + min(random.count, images_in_ranks(offline.first, offline.last))) * len(self.captions)
         return mine_offline(self.candidates, self.bank, self.captions, offline, random, scorer, self.draw)
+
+    def offline(self, count: int, purpose: str) -> tuple[Hard, Hard]:
+        """`count` offline candidates of each direction, unscored and in no order: images of each caption, captions of its image."""
+        assert self.candidates is not None
+        generator = self.draw.generator(self.bank.device, purpose)
+        of = self.negatives.offline
+        return draw_from_ranks(self.candidates, self.bank, self.captions, count, of.first, of.last, generator)
 
     @cached_property
     def cascaded(self) -> tuple[Narrowed, Narrowed]:

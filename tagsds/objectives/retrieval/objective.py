@@ -64,7 +64,7 @@ def taught_terms(config: Settings, student: Any) -> list[tuple[float, Term]]:
     if not distil.teachers:
         return []
     teachers = Teachers(load_teachers(distil.teachers, student))
-    terms: list[tuple[float, Term]] = [(distil.weight, Distillation(distil.temperature, teachers))]
+    terms: list[tuple[float, Term]] = [(distil.weight, Distillation(distil, teachers))]
     if distil.synthetic:
         terms.append((distil.synthetic, WrittenDistillation(distil.temperature, teachers)))
     return terms
@@ -108,8 +108,9 @@ class RetrievalObjective(Objective):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        if config.distil.synthetic and not config.distil.teachers:
-            raise UserError("distil.synthetic weighs what teachers think of written sentences; name them in distil.teachers.")
+        for key, what in {"synthetic": "written sentences", "offline": "offline candidates"}.items():
+            if getattr(config.distil, key) and not config.distil.teachers:
+                raise UserError(f"distil.{key} gives teachers {what} to judge; name them in distil.teachers.")
         if config.distil.synthetic and not config.loss.writes:
             raise UserError("distil.synthetic judges written sentences, and none is written; set loss.syn or loss.mlm above zero.")
         if config.negatives.cascade and config.offline.replace_random:
@@ -117,12 +118,13 @@ class RetrievalObjective(Objective):
 
     @classmethod
     def needs_candidates(cls, config: Settings) -> bool:
-        return needs_candidates(config.quintuplet, config.offline)
+        return needs_candidates(config.quintuplet, config.offline, config.distil.offline)
 
     @classmethod
     def check_candidates(cls, config: Settings, candidates: Candidates) -> None:
         drawn = config.negatives.count if config.offline.score else config.negatives.keep
-        check_ranks(candidates, config.offline.first, config.offline.last, drawn if config.offline.replace_random else 1)
+        drawn = drawn if config.offline.replace_random else 1
+        check_ranks(candidates, config.offline.first, config.offline.last, max(drawn, config.distil.offline))
 
     @classmethod
     def random_negatives(cls, config: Settings) -> int:

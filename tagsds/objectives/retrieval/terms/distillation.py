@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from tagsds.errors import UserError
-from tagsds.losses.distillation import distillation
+from tagsds.losses.distillation import DistilConfig, distillation
 from tagsds.models.load import find_checkpoint, load_model, read_encoder_config
 from tagsds.models.uniter import UniterModel
+from tagsds.negatives.random import Hard
 from tagsds.objectives.retrieval.draws import Draws
 from tagsds.objectives.retrieval.forward import Place, Plan, States
-from tagsds.objectives.retrieval.terms.ranking import hard_captions, hard_images
+from tagsds.objectives.retrieval.terms.ranking import hard_captions, hard_images, pairs_of_captions, pairs_of_images
 from tagsds.objectives.retrieval.terms.synthetic import by_caption, written_sentences
 from tagsds.objectives.retrieval.terms.term import TermOutput
 from tagsds.scoring.scorer import Scorer
@@ -61,6 +63,16 @@ class Teachers:
         return found
 
 
+@dataclass
+class Lists:
+    """What stands in the lists: the pairs of the `negatives` are at `places`, images of each caption and captions of each image in
+    turn."""
+
+    true: Place
+    places: list[Place]
+    negatives: list[Hard]
+
+
 def over_lists(true: list[Tensor], negatives: list[Tensor], valid: Tensor, temperature: float) -> Tensor:
     """The loss over a true pair and its negatives: true [B], negatives [B, K], the student's then each teacher's; valid [B, K]."""
     lists = [torch.cat([own[:, None], others], dim=1) for own, others in zip(true, negatives, strict=True)]
@@ -68,22 +80,29 @@ def over_lists(true: list[Tensor], negatives: list[Tensor], valid: Tensor, tempe
 
 
 class Distillation:
-    """Both directions, over the pairs that t2i and i2t have."""
+    """Both directions, over the pairs that t2i and i2t have, and `offline` candidates of each beside them."""
 
     heads: tuple[str, ...] = ()
 
-    def __init__(self, temperature: float, teachers: Teachers) -> None:
-        self.temperature, self.teachers = temperature, teachers
+    def __init__(self, config: DistilConfig, teachers: Teachers) -> None:
+        self.temperature, self.offline, self.teachers = config.temperature, config.offline, teachers
 
-    def ask(self, draws: Draws, plan: Plan, true: Place) -> tuple[Place, Place, Place]:
-        return true, hard_images(draws, plan), hard_captions(draws, plan)
+    def ask(self, draws: Draws, plan: Plan, true: Place) -> Lists:
+        asked = Lists(true, [hard_images(draws, plan), hard_captions(draws, plan)], [*draws.hard])
+        if self.offline:
+            images, captions = draws.offline(self.offline, "offline candidates of the teachers")
+            asked.places += [pairs_of_images(draws, plan, images), pairs_of_captions(draws, plan, captions)]
+            asked.negatives += [images, captions]
+        return asked
 
-    def value(self, asked: tuple[Place, Place, Place], draws: Draws, states: States, true: Tensor) -> TermOutput:
-        own, *directions = zip(*self.teachers.logits(asked, draws, states), strict=True)
+    def value(self, asked: Lists, draws: Draws, states: States, true: Tensor) -> TermOutput:
+        own, *found = zip(*self.teachers.logits([asked.true, *asked.places], draws, states), strict=True)
+        shaped = [[z.view_as(hard.index) for z in of_all] for of_all, hard in zip(found, asked.negatives, strict=True)]
         losses = {}
-        for name, found, hard in zip(("t2i", "i2t"), directions, draws.hard, strict=True):
-            negatives = [z.view_as(hard.index) for z in found]
-            losses[f"distil_{name}"] = over_lists(list(own), negatives, hard.valid, self.temperature) / 2
+        for direction, name in enumerate(("t2i", "i2t")):
+            negatives = [torch.cat(parts, dim=1) for parts in zip(*shaped[direction::2], strict=True)]
+            valid = torch.cat([hard.valid for hard in asked.negatives[direction::2]], dim=1)
+            losses[f"distil_{name}"] = over_lists(list(own), negatives, valid, self.temperature) / 2
         return TermOutput(losses)
 
 

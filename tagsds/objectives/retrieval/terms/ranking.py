@@ -12,17 +12,24 @@ from tagsds.objectives.retrieval.forward import Place, Plan, States
 from tagsds.objectives.retrieval.terms.term import TermOutput
 
 
+def pairs_of_images(draws: Draws, plan: Plan, images: Hard) -> Place:
+    """Each caption with some images of its own, index [B, K]."""
+    return plan.captions(draws.captions[:, None].expand_as(images.index), images.index)
+
+
+def pairs_of_captions(draws: Draws, plan: Plan, captions: Hard) -> Place:
+    """Each image with some captions of its own, index [B, K]."""
+    return plan.captions(captions.index, draws.images[:, None].expand_as(captions.index))
+
+
 def hard_images(draws: Draws, plan: Plan) -> Place:
     """Each caption with its hard images."""
-    images, _ = draws.hard
-    return plan.once("hard images", lambda: plan.captions(draws.captions[:, None].expand_as(images.index), images.index))
+    return plan.once("hard images", lambda: pairs_of_images(draws, plan, draws.hard[0]))
 
 
 def hard_captions(draws: Draws, plan: Plan) -> Place:
     """Each image with its hard captions."""
-    _, captions = draws.hard
-    own = draws.images[:, None].expand_as(captions.index)
-    return plan.once("hard captions", lambda: plan.captions(captions.index, own))
+    return plan.once("hard captions", lambda: pairs_of_captions(draws, plan, draws.hard[1]))
 
 
 def ranked(name: str, kind: str, true: Tensor, scores: Tensor, hard: Hard, margin: float) -> TermOutput:
