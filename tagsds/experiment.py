@@ -62,15 +62,20 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
     matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
               (for SCAN also the two losses between), as long as each other
     join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs)
-    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds
+    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds, who also judge VSRN's
+              offline candidates in stage 2
     """
     if which == "full":
         return [
             Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
             Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
             Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
-            Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
-        ]
+            Stage("vsrn", f"{corpus}-vsrn", evaluated=False),
+            Stage(
+                "full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2",
+                overrides=("distil.offline=4",), candidates="vsrn", teachers="baseline",
+            ),
+        ]  # fmt: skip
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
         return [*first, *(
@@ -119,10 +124,10 @@ class Experiment:
     def train(self, stage: Stage, data: Path, folder: Path, seed: int) -> Path:
         run = folder / stage.name
         overrides = [f"seed={seed}", *stage.overrides]
-        if stage.candidates:
-            overrides.append(f"offline.candidates={self.mine(folder / stage.candidates, data)}")
         if stage.teachers:
             overrides.append(f"distil.teachers=[{','.join(map(str, self.teachers(stage.teachers)))}]")
+        if stage.candidates:
+            overrides.append(f"offline.candidates={self.mine(folder / stage.candidates, data)}")
         if (run / "export" / "model.safetensors").is_file():
             if changed := different_settings(run / "config.yaml", load_config(stage.recipe, overrides)):
                 keys = ", ".join(changed)
