@@ -61,21 +61,17 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
               part starts from TAGS' intermediate export
     matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
               (for SCAN also the two losses between), as long as each other
-    join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs)
-    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds, who also judge VSRN's
-              offline candidates in stage 2
+    join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs); the last
+              two are taught by the baselines of all seeds, with and without candidates that these judge
+    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds
     """
     if which == "full":
         return [
             Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
             Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
             Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
-            Stage("vsrn", f"{corpus}-vsrn", evaluated=False),
-            Stage(
-                "full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2",
-                overrides=("distil.offline=4",), candidates="vsrn", teachers="baseline",
-            ),
-        ]  # fmt: skip
+            Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
+        ]
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
         return [*first, *(
@@ -86,7 +82,8 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
     if which == "join":
         drawn, starts = ("offline.replace_random=true", "negatives.shared=false", "negatives.count=23"), "pretrain/export"
         unscored, behind = (*drawn, "offline.score=false"), ("offline.first=300", "offline.last=1999")
-        adaptive = ("quintuplet.kind=adaptive",)
+        adaptive, no_margin = ("quintuplet.kind=adaptive",), ("loss.t2i=0", "loss.i2t=0")
+        judged = (*no_margin, "distil.offline=4")
         return [
             Stage("baseline-offline", f"{corpus}-baseline", starts, overrides=drawn, candidates="vsrn"),
             Stage("baseline-far", f"{corpus}-baseline", starts, overrides=(*drawn, *behind), candidates="vsrn"),
@@ -96,6 +93,8 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
             Stage("tagsdc-far", f"{corpus}-tagsdc", "tags-far/export-stage2", overrides=(*drawn, *behind), candidates="vsrn"),
             Stage("tags-aoq", f"{corpus}-tags", starts, evaluated=False, overrides=adaptive, candidates="vsrn"),
             Stage("tagsdc-aoq", f"{corpus}-tagsdc", "tags-aoq/export-stage2", overrides=adaptive, candidates="vsrn"),
+            Stage("taught", f"{corpus}-baseline", starts, overrides=no_margin, teachers="baseline"),
+            Stage("taught-offline", f"{corpus}-baseline", starts, overrides=judged, candidates="vsrn", teachers="baseline"),
         ]
     return [
         Stage("pretrain", f"{corpus}-pretrain", evaluated=False),
