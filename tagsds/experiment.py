@@ -63,7 +63,8 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
               (for SCAN also the two losses between), as long as each other
     join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs); the last
               two are taught by the baselines of all seeds, with and without candidates that these judge
-    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds
+    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds; and a baseline whose
+              teachers judge VSRN's candidates, too
     """
     if which == "full":
         return [
@@ -71,7 +72,12 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
             Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
             Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
             Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
-        ]
+            Stage("vsrn", f"{corpus}-vsrn", evaluated=False),
+            Stage(
+                "full-offline", f"{corpus}-full-baseline", "full-pretrain/export",
+                overrides=("distil.offline=4",), candidates="vsrn", teachers="baseline",
+            ),
+        ]  # fmt: skip
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
         return [*first, *(
