@@ -1,5 +1,5 @@
-"""What the encoders of `distil.teachers` cost: each holds its weights in fp32 on every rank, and scores what t2i, i2t
-and, with distil.synthetic, syn hold."""
+"""What the encoders of `distil.teachers` cost: each holds its weights in fp32 on every rank, and scores what t2i and i2t
+hold, with distil.offline the candidates, with distil.synthetic what syn holds."""
 
 from __future__ import annotations
 
