@@ -30,6 +30,7 @@ import torch
 from tagsds.config import load_config
 from tagsds.errors import UserError, command
 from tagsds.evaluators.blind import COLUMNS as BLIND_COLUMNS
+from tagsds.evaluators.likelihood import COLUMNS as OWN_COLUMNS
 from tagsds.files import read_json
 from tagsds.formats.results import read_results
 from tagsds.prepare import different_settings
@@ -221,7 +222,9 @@ def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[i
             judges = "--pairs" in evaluation and (folder / blind_to_pictures / "export").is_dir()
             blind = ["--blind", str(folder / blind_to_pictures)] if judges else []
             if stage.evaluated:
-                rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*evaluation, *blind])
+                matcher = any(f"-{kind}" in stage.recipe for kind in MATCHER_KINDS)
+                asked = [option for option in evaluation if not (matcher and option == "--likelihood")]  # it has no such head
+                rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*asked, *blind])
     return rows
 
 
@@ -241,10 +244,11 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
             for name in ("image_r1", "image_r5", "image_r10", "rsum"):
                 if "query_bank" in results:
                     figures.setdefault(f"without hubs/{name}", []).append(results["query_bank"][name])
-            for kind, edit in results.get("blind", {}).items():
-                for key, title in BLIND_COLUMNS.items():
-                    if key != "model" and edit.get(key) is not None:  # the model's own are the edits above
-                        figures.setdefault(f"{title}/{kind}", []).append(edit[key])
+            for name, columns in {"blind": BLIND_COLUMNS, "likelihood": OWN_COLUMNS}.items():
+                for kind, edit in results.get(name, {}).items():
+                    for key, title in columns.items():
+                        if key != "model" and edit.get(key) is not None:  # the model's own are the edits above
+                            figures.setdefault(f"{title}/{kind}", []).append(edit[key])
         out[stage] = {
             name: {"seeds": v, "mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0}
             for name, v in figures.items()
@@ -332,7 +336,7 @@ def coco_boxes_source(folder: Path | None, pairs: Path | None) -> tuple[list[str
     source = ["coco", "--long-captions", "truncate"]
     for option, name in files.items():
         source += [option, str((folder / name).resolve())]
-    return source, ["--first", "1000", "--query-bank", *(["--pairs", str(pairs.resolve())] if pairs else [])]
+    return source, ["--first", "1000", "--query-bank", *(["--pairs", str(pairs.resolve()), "--likelihood"] if pairs else [])]
 
 
 main = command(run)

@@ -15,7 +15,7 @@ depend on how many processes share the work. FOLDER/negatives.jsonl has a line a
 FOLDER a corpus whose samples of the split have the negatives as one member more (tagsds/negatives/written_shards.py).
 FOLDER/figures.json has the figures that the command prints: written, dropped by each filter, kinds, and how often a blind scorer
 prefers the true caption. That scorer is the encoder's own masked-word likelihood with no region behind the words
-(tagsds/scoring/blind.py): what it finds can be guessed from the words alone.
+(tagsds/scoring/likelihood.py): what it finds can be guessed from the words alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from tagsds.negatives.writer import SyntheticConfig
 from tagsds.negatives.written_files import count_block, join_parts, summary
 from tagsds.negatives.written_shards import finish_corpus, write_shard
 from tagsds.ranks import World, run_command
-from tagsds.scoring.blind import pseudo_likelihood
+from tagsds.scoring.likelihood import pseudo_likelihood
 from tagsds.scoring.scorer import Scorer
 
 BLOCK = 16  # captions that are written for together

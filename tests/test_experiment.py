@@ -5,7 +5,7 @@ import pytest
 from tagsds import experiment
 from tagsds.config import load_config
 from tagsds.errors import UserError
-from tagsds.experiment import Stage, page_command, stages, start_folder, summary
+from tagsds.experiment import Experiment, Stage, page_command, run_all, stages, start_folder, summary
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
            ("coco-boxes", "full")]  # fmt: skip
@@ -76,6 +76,25 @@ def test_the_summary_names_what_stands_beside_the_words() -> None:
     of_words = {"blind/replace": 60.0, "above blind/replace": 10.0, "both/replace": 72.0}
     of_hubs = {"without hubs/image_r1": 1.0, "without hubs/image_r5": 2.0, "without hubs/image_r10": 3.0, "without hubs/rsum": 40.0}
     assert values == {"rsum": 100.0} | of_words | of_hubs
+
+
+def test_the_summary_names_what_the_encoder_would_write() -> None:
+    own = {"model": 60.0, "likelihood": 70.0, "both": 75.0, "pairs": 9, "balanced": 55.0, "both_balanced": 60.0}
+    table = summary({"tags": {"1": {"likelihood": {"swap": own}}}})["tags"]
+    assert {name: row["mean"] for name, row in table.items()} == {
+        "likelihood/swap": 70.0, "with the likelihood/swap": 75.0, "likelihood, balanced/swap": 55.0,
+        "with the likelihood, balanced/swap": 60.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "asked"), [("coco-boxes-tags", True), ("coco-boxes-vsrn", False)])
+def test_a_matcher_is_not_asked_what_it_would_write(tmp_path, monkeypatch, recipe, asked) -> None:
+    one = Experiment(tmp_path, 1, 29600)
+    calls: list[list[str]] = []
+    monkeypatch.setattr(one, "train", lambda stage, data, folder, seed: folder / stage.name)
+    monkeypatch.setattr(one, "evaluate", lambda run, data, arguments: calls.append(arguments) or {})
+    run_all(one, [Stage("one", recipe)], tmp_path, [1], ["--pairs", "edits", "--likelihood"])
+    assert calls == [["--pairs", "edits", *(["--likelihood"] if asked else [])]]
 
 
 def test_the_page_is_opened_on_what_is_there(tmp_path, monkeypatch) -> None:

@@ -20,7 +20,7 @@ from tagsds.data.vocabulary import Vocabulary, load_tokenizer
 from tagsds.evaluators.pairs_file import read_pairs
 from tagsds.negatives.attested import Attested
 from tagsds.negatives.balance import balanced
-from tagsds.scoring.blind import pseudo_likelihood
+from tagsds.scoring.likelihood import pseudo_likelihood
 from tests.launch import ROOT, free_port
 from tests.programs import refusal
 from tests.trained import save_run

@@ -4,7 +4,6 @@ read from the picture (Hsieh et al., arXiv 2306.14610, on benchmarks that text m
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,15 +14,13 @@ from torch import Tensor
 
 from tagsds.data.vocabulary import Vocabulary
 from tagsds.errors import UserError
-from tagsds.evaluators.console import text_table
-from tagsds.evaluators.edits import Edits, key_of, tokenize_texts
+from tagsds.evaluators.edits import JudgeOfEdits, key_of, tokenize_texts
 from tagsds.evaluators.further import Further
 from tagsds.evaluators.metrics import pair_accuracy
 from tagsds.evaluators.pairs_file import EditSet
-from tagsds.evaluators.protocol import Evaluator, Plan, Subject
-from tagsds.evaluators.section import Cell, Row, Section, Table
+from tagsds.evaluators.protocol import Plan, Subject
 from tagsds.models.uniter import UniterModel
-from tagsds.scoring.blind import pseudo_likelihood
+from tagsds.scoring.likelihood import pseudo_likelihood
 
 INTRO = (
     "The blind scorer sees the caption alone: its masked-word likelihood, piece by piece. Above blind: points by which the model "
@@ -45,14 +42,13 @@ class BlindSettings:
         object.__setattr__(self, "run", Path(self.run))
 
 
-class Blind(Evaluator):
+class Blind(JudgeOfEdits):
     """`blind` of the results file: {kind of edit: model, blind, above, balanced, both, pairs}, per cent; beside the evaluator
     `edits`."""
 
     name = "blind"
     Settings = BlindSettings
-    ranks = False
-    needs_matrix = False
+    title, intro, columns, signed = "Edited captions, by the words alone", INTRO, COLUMNS, ("above",)
 
     def __init__(self, settings: BlindSettings) -> None:
         super().__init__(settings)
@@ -71,13 +67,8 @@ class Blind(Evaluator):
     def settings_of(cls, options: argparse.Namespace) -> dict[str, Any]:
         return {"run": options.blind} if options.blind else {}
 
-    @property
-    def kinds(self) -> Sequence[EditSet]:
-        return next(other.kinds for other in self.beside if isinstance(other, Edits))
-
     def check(self, plan: Plan) -> None:
-        if not any(isinstance(other, Edits) for other in self.beside):
-            raise UserError("--blind judges edited captions; give files of them with --pairs.")
+        super().check(plan)
         self.further = Further.find(self.settings.run)
         if self.further.model is not UniterModel:
             kind = self.further.model.kind
@@ -91,7 +82,7 @@ class Blind(Evaluator):
 
     def score(self, subject: Subject) -> None:
         for kind in self.kinds:
-            self.other.once(key_of(kind), 2 * len(kind.pairs), partial(likelihoods, self.other, kind))
+            self.other.once(key_of(kind), 2 * len(kind.pairs), partial(score_likelihood, self.other, kind, False))
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         found = {}
@@ -102,42 +93,44 @@ class Blind(Evaluator):
     def sources(self) -> dict[str, Any]:
         return {"blind": self.further.source()}
 
-    @classmethod
-    def table(cls, results: Mapping[str, Any]) -> str | None:
-        if not results.get("blind"):
-            return None
-        rows = [[kind, *cells_of(entry)] for kind, entry in results["blind"].items()]
-        return text_table(["true above edited caption, %", *COLUMNS.values()], rows)
 
-    @classmethod
-    def section(cls, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section | None:
-        tables: list[Any] = [
-            Table(run, "kind of edit", list(COLUMNS.values()), rows_of(result["blind"]), run=run)
-            for run, results in runs.items()
-            for result in results
-            if result.get("blind")
-        ]
-        return Section("blind", tables, "Edited captions, by the words alone", INTRO) if tables else None
-
-
-def likelihoods(subject: Subject, kind: EditSet) -> Tensor | None:
-    """Collective: [N, 2], log-likelihoods of a kind's true and false captions; None on all ranks but the first."""
+def score_likelihood(subject: Subject, kind: EditSet, with_image: bool) -> Tensor | None:
+    """Collective: [N, 2], log-likelihoods of a kind's true and false captions by the subject's masked-word head, with their image
+    behind them or by the words alone; None on all ranks but the first."""
     every = [text for pair in kind.pairs for text in (pair.caption, pair.negative)]
     whole = tokenize_texts(subject.tokenizer, every, subject.model.config.max_position_embeddings)
     share = subject.world.share(torch.arange(len(kind.pairs)))
-    mine = whole.select(torch.stack([2 * share, 2 * share + 1], dim=1).flatten()).to(subject.bank.device)
-    part = pseudo_likelihood(subject.model, mine, Vocabulary.of(subject.tokenizer)).view(len(share), 2)  # type: ignore[arg-type]
+    part = torch.empty(len(share), 2, device=subject.bank.device)
+    if len(share):
+        mine = whole.select(torch.stack([2 * share, 2 * share + 1], dim=1).flatten()).to(subject.bank.device)
+        seen: tuple[Any, ...] = ()
+        if with_image:
+            images = torch.tensor([kind.pairs[n].image for n in share.tolist()], device=subject.bank.device)
+            rows, image_of_pair = torch.unique(images, return_inverse=True)
+            seen = (subject.bank.image_table(rows), image_of_pair.repeat_interleave(2))
+        part = pseudo_likelihood(subject.model, mine, Vocabulary.of(subject.tokenizer), *seen).view(-1, 2)  # type: ignore[arg-type]
     return subject.world.gather(part, len(kind.pairs))
 
 
 def compare(scores: Tensor, blind: Tensor, weight: float = BlindSettings.weight) -> dict[str, Any]:
     """Figures of a kind of edit from the scores of the model and of the blind scorer, both [N, 2] (true, false caption)."""
-    right, guessed = scores[:, 0] > scores[:, 1], blind[:, 0] > blind[:, 1]
     model, alone = pair_accuracy(scores[:, 0], scores[:, 1]), pair_accuracy(blind[:, 0], blind[:, 1])
-    halves = [100.0 * right[some].float().mean().item() for some in (guessed, ~guessed) if some.any()]
-    balanced = sum(halves) / 2 if len(halves) == 2 else None
-    both = 100.0 * (scaled_difference(scores) + weight * scaled_difference(blind) > 0).float().mean().item()
+    balanced = balanced_accuracy(scores[:, 0] > scores[:, 1], blind)
+    both = 100.0 * sum_is_right(scores, blind, weight).float().mean().item()
     return {"model": model, "blind": alone, "above": model - alone, "balanced": balanced, "both": both, "pairs": len(scores)}
+
+
+def balanced_accuracy(right: Tensor, blind: Tensor) -> float | None:
+    """Mean, %, of the accuracy where the blind scorer is right and where it is wrong; None where it is always the same.
+    right bool [N], blind [N, 2]."""
+    guessed = blind[:, 0] > blind[:, 1]
+    halves = [100.0 * right[some].float().mean().item() for some in (guessed, ~guessed) if some.any()]
+    return sum(halves) / 2 if len(halves) == 2 else None
+
+
+def sum_is_right(scores: Tensor, others: Tensor, weight: float) -> Tensor:
+    """Whether the true caption stands above the false one by the sum of two scorers, each [N, 2]: bool [N]."""
+    return scaled_difference(scores) + weight * scaled_difference(others) > 0
 
 
 def scaled_difference(scores: Tensor) -> Tensor:
@@ -145,14 +138,3 @@ def scaled_difference(scores: Tensor) -> Tensor:
     scorers of any unit can be added, and a difference keeps its sign."""
     difference = scores[:, 0] - scores[:, 1]
     return difference / difference.square().mean().sqrt().clamp(min=1e-30)
-
-
-def cells_of(entry: Mapping[str, Any]) -> list[str]:
-    """A row of figures; a dash where the blind scorer is always right or always wrong, or an older file has none."""
-    values = [(key, entry.get(key)) for key in COLUMNS]
-    return ["–" if value is None else f"{value:{'+' if key == 'above' else ''}.1f}" for key, value in values]
-
-
-def rows_of(found: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Of the report."""
-    return [Row(kind, [Cell(cell) for cell in cells_of(entry)]) for kind, entry in found.items()]

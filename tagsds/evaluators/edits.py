@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tagsds.data.bank import Bank
 from tagsds.data.pairs import Pairs
 from tagsds.data.ragged import Ragged
 from tagsds.data.words import sentence_table
+from tagsds.errors import UserError
 from tagsds.evaluators.console import text_table
 from tagsds.evaluators.metrics import pair_accuracy, wilson
 from tagsds.evaluators.pairs_file import EditPair, EditSet, list_files, read_pairs
@@ -130,6 +131,53 @@ class Edits(Evaluator):
         tables = {run: table for run, table in tables.items() if table}
         absent = "No run has been evaluated on edited captions. Give tagsds-evaluate a file or folder of them with --pairs."
         return Section("edits", parts_of(tables) if tables else [], "Edited captions", INTRO, absent)
+
+
+class JudgeOfEdits(Evaluator):
+    """Base of evaluators that judge the pairs of the evaluator `edits` beside them by other means, and give a row of figures, per
+    cent, for each kind of edit: {kind: {column: figure or None}} under their name in the results file.
+
+    columns         {figure: its title}
+    signed          figures that are shown with their sign
+    title, intro    of its section of the report
+    """
+
+    ranks = False
+    needs_matrix = False
+    columns: ClassVar[Mapping[str, str]]
+    signed: ClassVar[tuple[str, ...]] = ()
+    title: ClassVar[str]
+    intro: ClassVar[str]
+
+    @property
+    def kinds(self) -> Sequence[EditSet]:
+        return next(other.kinds for other in self.beside if isinstance(other, Edits))
+
+    def check(self, plan: Plan) -> None:
+        if not any(isinstance(other, Edits) for other in self.beside):
+            raise UserError(f"--{self.name} judges edited captions; give files of them with --pairs.")
+
+    @classmethod
+    def cells_of(cls, entry: Mapping[str, Any]) -> list[str]:
+        """A row of figures; a dash for what was not or cannot be measured, and where an older file has none."""
+        values = [(key, entry.get(key)) for key in cls.columns]
+        return ["–" if value is None else f"{value:{'+' if key in cls.signed else ''}.1f}" for key, value in values]
+
+    @classmethod
+    def table(cls, results: Mapping[str, Any]) -> str | None:
+        if not results.get(cls.name):
+            return None
+        rows = [[kind, *cls.cells_of(entry)] for kind, entry in results[cls.name].items()]
+        return text_table(["true above edited caption, %", *cls.columns.values()], rows)
+
+    @classmethod
+    def section(cls, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section | None:
+        tables: list[Table | Bars] = []
+        for run, found in ((run, result.get(cls.name)) for run, results in runs.items() for result in results):
+            if found:
+                rows = [Row(kind, [Cell(cell) for cell in cls.cells_of(entry)]) for kind, entry in found.items()]
+                tables.append(Table(run, "kind of edit", list(cls.columns.values()), rows, run=run))
+        return Section(cls.name, tables, cls.title, cls.intro) if tables else None
 
 
 def key_of(kind: EditSet) -> str:

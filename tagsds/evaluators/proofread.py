@@ -27,7 +27,7 @@ from tagsds.evaluators.pairs_file import list_files
 from tagsds.evaluators.protocol import Cost, Evaluator, Plan, Subject
 from tagsds.evaluators.section import Cell, Row, Section, Table
 from tagsds.models.load import positions_of_model
-from tagsds.scoring.blind import hidden_words
+from tagsds.scoring.likelihood import hidden_words
 from tagsds.scoring.proofread import check_proofreads, proofread
 from tagsds.scoring.scorer import clock
 

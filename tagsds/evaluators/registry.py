@@ -13,6 +13,7 @@ from tagsds.evaluators.cxc import Cxc
 from tagsds.evaluators.eccv import Eccv
 from tagsds.evaluators.edits import Edits
 from tagsds.evaluators.ensemble import Ensemble
+from tagsds.evaluators.likelihood import Likelihood
 from tagsds.evaluators.proofread import Proofread
 from tagsds.evaluators.protocol import Evaluator, Plan, Subject
 from tagsds.evaluators.query_bank import QueryBank
@@ -27,6 +28,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "cxc": Cxc,
     "edits": Edits,
     "blind": Blind,
+    "likelihood": Likelihood,
     "proofread": Proofread,
     "ensemble": Ensemble,
     "rerank": Rerank,

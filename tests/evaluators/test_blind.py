@@ -12,12 +12,12 @@ from tagsds import evaluate as program
 from tagsds.data.ragged import Ragged
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
-from tagsds.evaluators.blind import cells_of, compare
+from tagsds.evaluators.blind import Blind, compare
 from tagsds.evaluators.pairs_file import read_pairs
 from tagsds.formats.results import read_results
 from tagsds.models.matchers import MATCHERS
 from tagsds.report import main as report
-from tagsds.scoring.blind import pseudo_likelihood
+from tagsds.scoring.likelihood import pseudo_likelihood
 from tests.launch import ROOT, run_two
 from tests.programs import refusal
 from tests.trained import save_run
@@ -30,7 +30,7 @@ def test_figures_by_hand():
     # differences 1, -1, 2, 0 with a root mean square of sqrt(6 / 4) = 1.22, and 1, 1, 1, -1 with 1: sums of 1.82, 0.18, 2.63, -1
     balanced = pytest.approx((200 / 3 + 0) / 2)
     assert found == {"model": 50.0, "blind": 75.0, "above": -25.0, "balanced": balanced, "both": 75.0, "pairs": 4}
-    assert cells_of(found) == ["50.0", "75.0", "-25.0", "33.3", "75.0"]
+    assert Blind.cells_of(found) == ["50.0", "75.0", "-25.0", "33.3", "75.0"]
 
 
 def test_the_sum_of_both_does_not_depend_on_the_unit_and_ties_stay_wrong():
@@ -44,7 +44,7 @@ def test_the_sum_of_both_does_not_depend_on_the_unit_and_ties_stay_wrong():
 def test_a_file_from_before_has_no_sum():
     found = compare(torch.randn(5, 2), torch.randn(5, 2))
     del found["both"]
-    assert cells_of(found)[-1] == "–"
+    assert Blind.cells_of(found)[-1] == "–"
 
 
 def test_a_model_that_guesses_by_the_words_stands_at_a_half():
@@ -55,7 +55,7 @@ def test_a_model_that_guesses_by_the_words_stands_at_a_half():
 
 def test_where_the_words_tell_all_there_is_no_balance():
     found = compare(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
-    assert found["balanced"] is None and cells_of(found) == ["50.0", "100.0", "-50.0", "–", "50.0"]
+    assert found["balanced"] is None and Blind.cells_of(found) == ["50.0", "100.0", "-50.0", "–", "50.0"]
 
 
 @pytest.fixture(scope="module")

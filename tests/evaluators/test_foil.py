@@ -19,7 +19,7 @@ from tagsds.evaluators.proofread import Marks, by_chance, figures_of, judged, me
 from tagsds.formats.results import read_results
 from tagsds.models.matchers import MATCHERS
 from tagsds.report import main as report
-from tagsds.scoring.blind import hidden_words, pseudo_likelihood
+from tagsds.scoring.likelihood import hidden_words, pseudo_likelihood
 from tests.small_world import one_pair, score_of
 from tests.trained import save_run
 
@@ -157,7 +157,7 @@ def test_likelihood_without_regions_is_that_of_plain_text(run, world, monkeypatc
         expected.append(total)
     found = pseudo_likelihood(model, Ragged.from_rows(rows), vocab)
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr("tagsds.scoring.blind.TOKENS", 30)
+    monkeypatch.setattr("tagsds.scoring.likelihood.TOKENS", 30)
     assert pseudo_likelihood(model, Ragged.from_rows(rows), vocab).tolist() == pytest.approx(expected, rel=1e-5)
     chances, best = hidden_words(model, Ragged.from_rows(rows), [(1, (2, 1)), (0, (3,))], vocab)
     assert chances.shape == best.shape == (3,)
