@@ -58,10 +58,7 @@ class Likelihood(JudgeOfEdits):
 
     def check(self, plan: Plan) -> None:
         super().check(plan)
-        if plan.model.scored_by != "pairs":
-            raise UserError(f"--likelihood needs a masked-word head and this is {plan.model.kind}; give an encoder.")
-        if plan.folder is not None and "mlm" not in read_encoder_config(plan.folder).trained_heads:
-            raise UserError(f"{plan.folder} has no trained masked-word head for --likelihood; give a run trained with mlm.")
+        check_writes_words(plan, "--likelihood")
 
     def score(self, subject: Subject) -> None:
         for kind in self.kinds:
@@ -77,6 +74,14 @@ class Likelihood(JudgeOfEdits):
                 subject.scores[key_of(kind)], subject.scores[likelihood_of(kind)], self.settings.weight, guesses
             )
         return {NAME: found}
+
+
+def check_writes_words(plan: Plan, option: str) -> None:
+    """UserError where the model has no trained masked-word head."""
+    if plan.model.scored_by != "pairs":
+        raise UserError(f"{option} needs a masked-word head and this is {plan.model.kind}; give an encoder.")
+    if plan.folder is not None and "mlm" not in read_encoder_config(plan.folder).trained_heads:
+        raise UserError(f"{plan.folder} has no trained masked-word head for {option}; give a run that was trained with mlm.")
 
 
 def likelihood_of(kind: EditSet) -> str:

@@ -19,6 +19,7 @@ from tagsds.evaluators.protocol import Evaluator, Plan, Subject
 from tagsds.evaluators.query_bank import QueryBank
 from tagsds.evaluators.recall import Recall
 from tagsds.evaluators.rerank import Rerank
+from tagsds.evaluators.rescore import Rescore
 from tagsds.formats.results import FORMAT, VERSION
 
 EVALUATORS: dict[str, type[Evaluator]] = {
@@ -33,6 +34,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "ensemble": Ensemble,
     "rerank": Rerank,
     "query-bank": QueryBank,
+    "rescore": Rescore,
 }
 
 

@@ -97,7 +97,7 @@ def test_what_a_user_is_told(world, runs, tmp_path, capsys):
     save_run(tmp_path / "plain", world, ["itm", "rank"])
     edits = ["--pairs", sorted((world / "edits" / "dev").glob("*.json"))[0]]
     said = refusal(program.main, capsys, "--checkpoint", tmp_path / "plain", *base[2:], *edits, "--likelihood")
-    assert "has no trained masked-word head for --likelihood; give a run trained with mlm" in said
+    assert "has no trained masked-word head for --likelihood; give a run that was trained with mlm" in said
 
 
 def test_two_processes_give_the_same_figures_though_one_has_no_pair(world, runs, tmp_path):
