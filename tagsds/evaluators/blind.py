@@ -69,13 +69,7 @@ class Blind(JudgeOfEdits):
 
     def check(self, plan: Plan) -> None:
         super().check(plan)
-        self.further = Further.find(self.settings.run)
-        if self.further.model is not UniterModel:
-            kind = self.further.model.kind
-            raise UserError(f"--blind {self.further.path} is {kind}, which has no masked-word head; give an encoder.")
-        if "mlm" not in self.further.config.trained_heads:
-            raise UserError(f"--blind {self.further.path} has no trained masked-word head; give a run that was trained with mlm.")
-        self.further.check(plan)
+        self.further = find_words_head(self.settings.run, "--blind", plan)
 
     def prepare(self, subject: Subject) -> None:
         self.other = self.further.subject(subject, "mlm")
@@ -92,6 +86,17 @@ class Blind(JudgeOfEdits):
 
     def sources(self) -> dict[str, Any]:
         return {"blind": self.further.source()}
+
+
+def find_words_head(run: Path, option: str, plan: Plan) -> Further:
+    """The encoder of a run whose masked-word head will judge captions. UserError where there is none, or it has not that head."""
+    further = Further.find(run)
+    if further.model is not UniterModel:
+        raise UserError(f"{option} {run} is {further.model.kind}, which has no masked-word head; give an encoder.")
+    if "mlm" not in further.config.trained_heads:
+        raise UserError(f"{option} {run} has no trained masked-word head; give a run that was trained with mlm.")
+    further.check(plan)
+    return further
 
 
 def score_likelihood(subject: Subject, kind: EditSet, with_image: bool) -> Tensor | None:

@@ -9,23 +9,27 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tagsds.errors import UserError
-from tagsds.evaluators.blind import Blind, balanced_accuracy, score_likelihood, sum_is_right
+from tagsds.evaluators.blind import Blind, balanced_accuracy, find_words_head, score_likelihood, sum_is_right
 from tagsds.evaluators.edits import JudgeOfEdits, key_of
+from tagsds.evaluators.further import Further
 from tagsds.evaluators.metrics import pair_accuracy
 from tagsds.evaluators.pairs_file import EditSet
 from tagsds.evaluators.protocol import Plan, Subject
 from tagsds.models.load import read_encoder_config
 
 NAME = "likelihood"
+OWN = Path()  # of the option without a value
 INTRO = (
-    "The likelihood is that of the encoder's own masked-word head, piece by piece, the picture before it: which of the two it "
-    "would rather write. With the likelihood: by the sum of it and the ranking score, each difference in its own root mean "
-    "square. Balanced: the mean of the accuracy where the blind scorer is right and where it is wrong (with --blind)."
+    "The likelihood is that of the encoder's own masked-word head (or another's, where one was named), piece by piece, the picture "
+    "before it: which of the two it would rather write. With the likelihood: by the sum of it and the ranking score, each "
+    "difference in its own root mean square. Balanced: the mean of the accuracy where the blind scorer is right and where it is "
+    "wrong (with --blind)."
 )
 COLUMNS = {
     "model": "model", "likelihood": "likelihood", "both": "with the likelihood",
@@ -35,9 +39,14 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class LikelihoodSettings:
-    """weight: of the likelihood in `both`, beside the ranking score's 1 (that of the blind scorer, chosen on edits of dev)."""
+    """run: an encoder whose masked-word head judges the captions; None: the evaluated one itself.
+    weight: of the likelihood in `both`, beside the ranking score's 1 (that of the blind scorer, chosen on edits of dev)."""
 
+    run: Path | None = None
     weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run) if self.run else None)
 
 
 class Likelihood(JudgeOfEdits):
@@ -48,32 +57,52 @@ class Likelihood(JudgeOfEdits):
     Settings = LikelihoodSettings
     title, intro, columns = "Edited captions, by what the encoder would write", INTRO, COLUMNS
 
+    def __init__(self, settings: LikelihoodSettings) -> None:
+        super().__init__(settings)
+        self.further: Further | None = None
+        self.other: Subject | None = None
+
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--likelihood", action="store_true", help="judge the --pairs by the encoder's masked-word head as well")
+        parser.add_argument("--likelihood", type=Path, nargs="?", const=OWN, metavar="RUN",
+                            help="judge the --pairs by the encoder's own masked-word head as well, or by RUN's")  # fmt: skip
 
     @classmethod
     def implied_by(cls, options: argparse.Namespace) -> bool:
-        return bool(options.likelihood)
+        return options.likelihood is not None
+
+    @classmethod
+    def settings_of(cls, options: argparse.Namespace) -> dict[str, Any]:
+        return {"run": options.likelihood} if options.likelihood not in (None, OWN) else {}
 
     def check(self, plan: Plan) -> None:
         super().check(plan)
-        check_writes_words(plan, "--likelihood")
+        if self.settings.run:
+            self.further = find_words_head(self.settings.run, "--likelihood", plan)
+        else:
+            check_writes_words(plan, "--likelihood")
+
+    def prepare(self, subject: Subject) -> None:
+        self.other = self.further.subject(subject, "mlm") if self.further else None
 
     def score(self, subject: Subject) -> None:
+        writer = self.other or subject
         for kind in self.kinds:
-            subject.once(likelihood_of(kind), 2 * len(kind.pairs), partial(score_likelihood, subject, kind, True))
+            writer.once(likelihood_of(kind), 2 * len(kind.pairs), partial(score_likelihood, writer, kind, True))
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Not a headline: likelihoods of an ensemble's members are not averaged, as not all have this head."""
         blind = next((other.other for other in self.beside if isinstance(other, Blind)), None)
-        found = {}
+        writer, found = self.other or subject, {}
         for kind in self.kinds:
             guesses = blind.scores[key_of(kind)] if blind else None
             found[kind.kind] = compare(
-                subject.scores[key_of(kind)], subject.scores[likelihood_of(kind)], self.settings.weight, guesses
+                subject.scores[key_of(kind)], writer.scores[likelihood_of(kind)], self.settings.weight, guesses
             )
         return {NAME: found}
+
+    def sources(self) -> dict[str, Any]:
+        return {NAME: self.further.source()} if self.further else {}
 
 
 def check_writes_words(plan: Plan, option: str) -> None:

@@ -80,7 +80,15 @@ def test_the_command_and_the_report(world, runs, capsys):
     assert "Edited captions, by what the encoder would write" in (folder / "report.html").read_text()
     program.main(asked)
     alone = read_results(folder / "model" / "results-dev.json")["likelihood"]
-    assert all("balanced" not in found and found["both"] == results["likelihood"][kind]["both"] for kind, found in alone.items())
+    assert not any("balanced" in found for found in alone.values())
+    program.main([*asked, str(folder / "words")])
+    named = read_results(folder / "model" / "results-dev.json")
+    assert named["provenance"]["likelihood"]["checkpoint"] == str(folder / "words" / "export")
+    program.main(["--checkpoint", str(folder / "words"), *asked[2:]])
+    itself = read_results(folder / "words" / "results-dev.json")["likelihood"]
+    assert {k: e["likelihood"] for k, e in named["likelihood"].items()} == {k: e["likelihood"] for k, e in itself.items()}
+    assert all(named["likelihood"][kind]["model"] == found["model"] for kind, found in alone.items())
+    assert all(found["both"] == results["likelihood"][kind]["both"] for kind, found in alone.items())
 
 
 def test_the_picture_is_seen(world, runs):
@@ -98,6 +106,8 @@ def test_what_a_user_is_told(world, runs, tmp_path, capsys):
     edits = ["--pairs", sorted((world / "edits" / "dev").glob("*.json"))[0]]
     said = refusal(program.main, capsys, "--checkpoint", tmp_path / "plain", *base[2:], *edits, "--likelihood")
     assert "has no trained masked-word head for --likelihood; give a run that was trained with mlm" in said
+    said = refusal(program.main, capsys, *base, *edits, "--likelihood", tmp_path / "plain")
+    assert f"--likelihood {tmp_path / 'plain'} has no trained masked-word head; give a run that was trained with mlm" in said
 
 
 def test_two_processes_give_the_same_figures_though_one_has_no_pair(world, runs, tmp_path):
