@@ -64,21 +64,25 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
               (for SCAN also the two losses between), as long as each other
     join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs); the last
               two are taught by the baselines of all seeds, with and without candidates that these judge
-    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds; and a baseline whose
-              teachers judge VSRN's candidates, too
+    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds; then baseline and
+              TAGS-DC whose teachers judge VSRN's candidates, too
     """
     if which == "full":
+
+        def full(name: str, recipe: str, init: str, evaluated: bool = True) -> Stage:
+            judged = ("distil.offline=4",)
+            return Stage(name, f"{corpus}-full-{recipe}", init, evaluated, judged, candidates="vsrn", teachers="baseline")
+
         return [
             Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
             Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
             Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
             Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
             Stage("vsrn", f"{corpus}-vsrn", evaluated=False),
-            Stage(
-                "full-offline", f"{corpus}-full-baseline", "full-pretrain/export",
-                overrides=("distil.offline=4",), candidates="vsrn", teachers="baseline",
-            ),
-        ]  # fmt: skip
+            full("full-offline", "baseline", "full-pretrain/export"),
+            full("full-tags-offline", "tags", "full-pretrain/export", evaluated=False),
+            full("full-tagsdc-offline", "tagsdc", "full-tags-offline/export-stage2"),
+        ]
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
         return [*first, *(

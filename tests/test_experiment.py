@@ -24,12 +24,18 @@ def test_stages_follow_one_another(corpus: str, which: str) -> None:
         done.add(stage.name)
 
 
-@pytest.mark.parametrize(("which", "prefix"), [("tagsdc", ""), ("full", "full-")])
-def test_tagsdc_has_the_baselines_steps(which: str, prefix: str) -> None:
-    by_name: dict[str, Stage] = {stage.name.removeprefix(prefix): stage for stage in stages("coco-boxes", which)}
+TRIOS = [("tagsdc", "baseline", "tags", "tagsdc"), ("full", "full-baseline", "full-tags", "full-tagsdc"),
+         ("full", "full-offline", "full-tags-offline", "full-tagsdc-offline")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("which", "baseline", "tags", "tagsdc"), TRIOS)
+def test_tagsdc_has_the_baselines_steps(which: str, baseline: str, tags: str, tagsdc: str) -> None:
+    by_name: dict[str, Stage] = {stage.name: stage for stage in stages("coco-boxes", which)}
     steps = {name: load_config(stage.recipe).optimiser.steps for name, stage in by_name.items()}
-    export = load_config(by_name["tags"].recipe).log.export_at
-    assert steps["baseline"] == steps["tags"] == export[0] + steps["tagsdc"]
+    export = load_config(by_name[tags].recipe).log.export_at
+    assert steps[baseline] == steps[tags] == export[0] + steps[tagsdc]
+    assert by_name[baseline].overrides == by_name[tags].overrides == by_name[tagsdc].overrides
+    assert by_name[tagsdc].init == f"{tags}/export-stage2"
 
 
 def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
