@@ -98,10 +98,14 @@ class QueryBank(Evaluator):
 
         subject.once(SCORES, len(images) * len(queries), work)
 
-    def headline(self, subject: Subject) -> dict[str, Any]:
+    def without_hubs(self, subject: Subject) -> Tensor:
+        """The score matrix, each image's share of its bias taken off: float [I, C]; first rank only, after `score`."""
         scores, chosen = subject.scores[SCORES], self.settings
         bias = chosen.weight * soft_maximum(scores, chosen.temperature * scores.std().item())
-        found = recalls(subject.matrix - bias[:, None], subject.image_of_caption).as_dict()
+        return subject.matrix - bias.to(subject.matrix.device)[:, None]
+
+    def headline(self, subject: Subject) -> dict[str, Any]:
+        found = recalls(self.without_hubs(subject), subject.image_of_caption).as_dict()
         return {"query_bank": found | {"bank": self.bank.num_captions}}
 
     @classmethod

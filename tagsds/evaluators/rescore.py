@@ -27,6 +27,7 @@ from tagsds.evaluators.console import recall_table
 from tagsds.evaluators.likelihood import check_writes_words
 from tagsds.evaluators.metrics import ranks, recalls_of_ranks
 from tagsds.evaluators.protocol import Evaluator, Plan, Subject
+from tagsds.evaluators.query_bank import QueryBank
 from tagsds.evaluators.recall import every, note_of, recall_tables
 from tagsds.evaluators.section import Section
 from tagsds.evaluators.shortlist import Shortlist, reranked, shortlist
@@ -34,6 +35,7 @@ from tagsds.scoring.likelihood import pseudo_likelihood
 
 NAME = "rescore"
 SEEN, ALONE = f"{NAME}/seen", f"{NAME}/alone"  # likelihoods of the pairs, float32 [P], and of the captions by the words alone, [C]
+TITLES = {"rescored": "by likelihood too", "rescored_query_bank": "by likelihood too, without hubs"}
 BLOCK = 256  # sentences whose pieces are hidden together
 
 
@@ -47,7 +49,8 @@ class RescoreSettings:
 
 
 class Rescore(Evaluator):
-    """`rescored` of the results file: the recalls, with `first`, `weight`, the pairs that were judged and the seconds it took."""
+    """`rescored` of the results file: the recalls, with `first`, `weight`, the pairs that were judged and the seconds it took;
+    beside the evaluator `query-bank` also `rescored_query_bank`, the same from scores without hubs."""
 
     name = NAME
     Settings = RescoreSettings
@@ -73,34 +76,56 @@ class Rescore(Evaluator):
     def check(self, plan: Plan) -> None:
         check_writes_words(plan, "--rescore")
 
+    @property
+    def query_bank(self) -> QueryBank | None:
+        return next((other for other in self.beside if isinstance(other, QueryBank)), None)
+
     def score(self, subject: Subject) -> None:
         super().score(subject)
         world = subject.world
-        lists = shortlist(subject.matrix, self.settings.first) if world.is_main else None
-        listed = world.broadcast(None if lists is None else lists.pairs().to(subject.bank.device))
+        lists = self.lists(subject) if world.is_main else {}
+        wanted = [one.pairs() for one in lists.values()]
+        listed = world.broadcast(torch.cat(wanted).unique().to(subject.bank.device) if wanted else None)
         subject.kept[NAME] = lists, listed
         subject.once(SEEN, len(listed), partial(judge, subject, listed))
         captions = torch.arange(len(subject.captions), device=listed.device)
         subject.once(ALONE, len(captions), partial(judge, subject, captions, by_words=True))
 
+    def lists(self, subject: Subject) -> dict[str, Shortlist]:
+        """The first of each query, by the entry of the results file that they are for. First rank only."""
+        matrices = self.matrices(subject)
+        return {name: shortlist(matrix.float(), self.settings.first) for name, matrix in matrices.items()}
+
+    def matrices(self, subject: Subject) -> dict[str, Tensor]:
+        """The scores [I, C] from which each entry starts."""
+        found = {"rescored": subject.matrix}
+        return found | {"rescored_query_bank": self.query_bank.without_hubs(subject)} if self.query_bank else found
+
     def figures(self, subject: Subject) -> dict[str, Any]:
         lists, listed = subject.kept[NAME]
-        found = rescored(
-            subject.matrix, lists, listed, subject.scores[SEEN], subject.scores[ALONE], self.settings.weight,
-            subject.image_of_caption,
-        )  # fmt: skip
         seconds = subject.costs[SEEN].seconds + subject.costs[ALONE].seconds
-        return {"rescored": found | {**vars(self.settings), "pairs_judged": len(listed), "seconds": seconds}}
+        about = {**vars(self.settings), "pairs_judged": len(listed), "seconds": seconds}
+        found = {}
+        for name, matrix in self.matrices(subject).items():
+            recalls = rescored(
+                matrix.float(), lists[name], listed, subject.scores[SEEN], subject.scores[ALONE], self.settings.weight,
+                subject.image_of_caption,
+            )  # fmt: skip
+            found[name] = recalls | about
+        return found
 
     @classmethod
     def table(cls, results: Mapping[str, Any]) -> str | None:
-        found = results.get("rescored")
-        return recall_table({f"first {found['first']}, by likelihood too": found}) if found else None
+        rows = {f"first {results[key]['first']}, {title}": results[key] for key, title in TITLES.items() if key in results}
+        return recall_table(rows) if rows else None
 
     @classmethod
     def section(cls, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
-        entries = [(*found, found[1]["rescored"], note_of(found[1])) for found in every(runs) if "rescored" in found[1]]
-        return Section("recall", recall_tables(entries, "Split “{split}”, the first of each query ordered anew by likelihood"))
+        tables = []
+        for key, title in TITLES.items():
+            entries = [(*found, found[1][key], note_of(found[1])) for found in every(runs) if key in found[1]]
+            tables += recall_tables(entries, f"Split “{{split}}”, the first of each query ordered anew {title}")
+        return Section("recall", tables)
 
 
 def judge(subject: Subject, numbers: Tensor, by_words: bool = False) -> Tensor | None:

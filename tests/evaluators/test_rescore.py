@@ -11,7 +11,8 @@ import torch
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
-from tagsds.evaluators.metrics import ranks
+from tagsds.evaluators import rescore
+from tagsds.evaluators.metrics import ranks, recalls
 from tagsds.evaluators.rescore import rescored
 from tagsds.evaluators.shortlist import shortlist
 from tagsds.formats.results import read_results
@@ -89,7 +90,31 @@ def test_the_command_and_the_report(world, model, tmp_path, capsys):
     assert {**both, "seconds": 0} == {**found, "seconds": 0}
     (tmp_path / "one.json").rename(model[0] / "results-dev.json")
     report([str(model[0]), "--output", str(tmp_path / "report.html")])
-    assert "the first of each query ordered anew by likelihood" in (tmp_path / "report.html").read_text()
+    assert "the first of each query ordered anew by likelihood too" in (tmp_path / "report.html").read_text()
+
+
+def test_beside_a_query_bank_it_starts_without_hubs_too(world, model, tmp_path, monkeypatch):
+    matrices = {}
+    true = rescore.rescored
+
+    def spy(scores, lists, listed, *others):
+        matrices[len(matrices)] = scores, lists, listed
+        return true(scores, lists, listed, *others)
+
+    monkeypatch.setattr(rescore, "rescored", spy)
+    asked = ["--checkpoint", model[0], "--data", world, "--split", "dev", "--first", 6, "--rescore", 3, "--query-bank", 4]
+    program.main([*map(str, asked), "--output", str(tmp_path / "one.json")])
+    results = read_results(tmp_path / "one.json")
+    (plain, lists, listed), (corrected, others, same) = matrices.values()
+    bias = plain - corrected
+    assert torch.allclose(bias, bias[:, :1].expand_as(bias), atol=1e-4) and float(bias[:, 0].std()) > 0  # one an image
+    assert recalls(corrected, torch.arange(30) // 5).rsum == pytest.approx(results["query_bank"]["rsum"])
+    assert torch.equal(listed, same) and set(listed.tolist()) == {*lists.pairs().tolist(), *others.pairs().tolist()}
+    both = results["rescored"], results["rescored_query_bank"]
+    assert all(both[0][f"text_r{k}"] == both[1][f"text_r{k}"] for k in (1, 5, 10))  # an image is the query there
+    run_two(ROOT / "tagsds/evaluate.py", *asked, "--output", tmp_path / "two.json")
+    again = json.loads((tmp_path / "two.json").read_text())["rescored_query_bank"]
+    assert {**again, "seconds": 0} == {**both[1], "seconds": 0}
 
 
 def test_what_a_user_is_told(world, model, tmp_path, capsys):
