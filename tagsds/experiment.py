@@ -41,6 +41,12 @@ from tagsds.shipped import checkout
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("tagsdc", "matchers", "join", "full")
 MATCHER_KINDS = ("vsrn", "scan", "bfan")
+IMAGE_RECALLS = ("image_r1", "image_r5", "image_r10", "rsum")  # what a query bank changes
+FURTHER_RECALLS = {
+    "query_bank": ("without hubs", IMAGE_RECALLS),
+    "rescored": ("rescored", ("text_r1", "text_r5", "text_r10", *IMAGE_RECALLS)),
+    "rescored_query_bank": ("rescored without hubs", IMAGE_RECALLS),
+}
 
 
 @dataclass(frozen=True)
@@ -226,10 +232,16 @@ def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[i
             judges = "--pairs" in evaluation and (folder / blind_to_pictures / "export").is_dir()
             blind = ["--blind", str(folder / blind_to_pictures)] if judges else []
             if stage.evaluated:
-                matcher = any(f"-{kind}" in stage.recipe for kind in MATCHER_KINDS)
-                asked = [option for option in evaluation if not (matcher and option == "--likelihood")]  # it has no such head
-                rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*asked, *blind])
+                rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*asked_of(stage, evaluation), *blind])
     return rows
+
+
+def asked_of(stage: Stage, evaluation: list[str]) -> list[str]:
+    """Without what it cannot or should not be asked: a matcher has no masked-word head, and that of an encoder which was trained
+    without its loss is stale, no judge of a whole ranking."""
+    config = load_config(stage.recipe)
+    unfit = {"--likelihood", "--rescore"} if config.objective != "retrieval" else {"--rescore"} if not config.loss.mlm else set()
+    return [option for option in evaluation if option not in unfit]
 
 
 def summary(rows: dict[str, Any]) -> dict[str, Any]:
@@ -245,9 +257,9 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
             if edits := results.get("edits"):
                 mean = statistics.fmean(edit["accuracy"] for edit in edits.values())
                 figures.setdefault("edits/mean", []).append(mean)
-            for name in ("image_r1", "image_r5", "image_r10", "rsum"):
-                if "query_bank" in results:
-                    figures.setdefault(f"without hubs/{name}", []).append(results["query_bank"][name])
+            for entry, (title, names) in FURTHER_RECALLS.items():
+                for name in names if entry in results else ():
+                    figures.setdefault(f"{title}/{name}", []).append(results[entry][name])
             for name, columns in {"blind": BLIND_COLUMNS, "likelihood": OWN_COLUMNS}.items():
                 for kind, edit in results.get(name, {}).items():
                     for key, title in columns.items():
@@ -340,7 +352,8 @@ def coco_boxes_source(folder: Path | None, pairs: Path | None) -> tuple[list[str
     source = ["coco", "--long-captions", "truncate"]
     for option, name in files.items():
         source += [option, str((folder / name).resolve())]
-    return source, ["--first", "1000", "--query-bank", *(["--pairs", str(pairs.resolve()), "--likelihood"] if pairs else [])]
+    edits = ["--pairs", str(pairs.resolve()), "--likelihood"] if pairs else []
+    return source, ["--first", "1000", "--query-bank", "--rescore", *edits]
 
 
 main = command(run)

@@ -5,7 +5,7 @@ import pytest
 from tagsds import experiment
 from tagsds.config import load_config
 from tagsds.errors import UserError
-from tagsds.experiment import Experiment, Stage, page_command, run_all, stages, start_folder, summary
+from tagsds.experiment import Experiment, Stage, asked_of, page_command, run_all, stages, start_folder, summary
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
            ("coco-boxes", "full")]  # fmt: skip
@@ -21,6 +21,7 @@ def test_stages_follow_one_another(corpus: str, which: str) -> None:
         assert not stage.init or stage.init.split("/")[0] in done, stage
         assert not stage.candidates or stage.candidates in done, stage
         assert not stage.teachers or stage.teachers in done, stage
+        assert not stage.evaluated or asked_of(stage, ["--query-bank", "--rescore"])[0] == "--query-bank"
         done.add(stage.name)
 
 
@@ -93,14 +94,24 @@ def test_the_summary_names_what_the_encoder_would_write() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("recipe", "asked"), [("coco-boxes-tags", True), ("coco-boxes-vsrn", False)])
-def test_a_matcher_is_not_asked_what_it_would_write(tmp_path, monkeypatch, recipe, asked) -> None:
+def test_the_summary_names_every_way_of_ranking() -> None:
+    recalls = {f"{side}_r{k}": float(k) for side in ("text", "image") for k in (1, 5, 10)} | {"rsum": 32.0}
+    found = summary({"tags": {"1": {"query_bank": recalls, "rescored": recalls, "rescored_query_bank": recalls}}})["tags"]
+    assert found["rescored/text_r5"]["mean"] == 5.0 and found["rescored without hubs/rsum"]["mean"] == 32.0
+    assert "without hubs/text_r1" not in found and "rescored without hubs/text_r1" not in found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked"),
+    [("coco-boxes-tags", ["--likelihood", "--rescore"]), ("coco-boxes-baseline", ["--likelihood"]), ("coco-boxes-vsrn", [])],
+)
+def test_only_writers_are_asked_what_they_would_write(tmp_path, monkeypatch, recipe, asked) -> None:
     one = Experiment(tmp_path, 1, 29600)
     calls: list[list[str]] = []
     monkeypatch.setattr(one, "train", lambda stage, data, folder, seed: folder / stage.name)
     monkeypatch.setattr(one, "evaluate", lambda run, data, arguments: calls.append(arguments) or {})
-    run_all(one, [Stage("one", recipe)], tmp_path, [1], ["--pairs", "edits", "--likelihood"])
-    assert calls == [["--pairs", "edits", *(["--likelihood"] if asked else [])]]
+    run_all(one, [Stage("one", recipe)], tmp_path, [1], ["--pairs", "edits", "--likelihood", "--rescore"])
+    assert calls == [["--pairs", "edits", *asked]]
 
 
 def test_the_page_is_opened_on_what_is_there(tmp_path, monkeypatch) -> None:
