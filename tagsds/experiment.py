@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tagsds.config import load_config
 from tagsds.errors import UserError, command
 from tagsds.evaluators.blind import COLUMNS as BLIND_COLUMNS
 from tagsds.evaluators.likelihood import COLUMNS as OWN_COLUMNS
+from tagsds.experiment_stages import MATCHER_KINDS, SETS, Stage, asked_of, stages
 from tagsds.files import read_json
 from tagsds.formats.results import read_results
 from tagsds.prepare import different_settings
@@ -39,86 +39,12 @@ from tagsds.reporting.table import comparison_table
 from tagsds.shipped import checkout
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = ("tagsdc", "matchers", "join", "full")
-MATCHER_KINDS = ("vsrn", "scan", "bfan")
 IMAGE_RECALLS = ("image_r1", "image_r5", "image_r10", "rsum")  # what a query bank changes
 FURTHER_RECALLS = {
     "query_bank": ("without hubs", IMAGE_RECALLS),
     "rescored": ("rescored", ("text_r1", "text_r5", "text_r10", *IMAGE_RECALLS)),
     "rescored_query_bank": ("rescored without hubs", IMAGE_RECALLS),
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run: its name, the recipe, the stage it starts from (and the folder in it), settings over the recipe's, the stage whose
-    offline candidates it draws from, and the stage whose encoders of all seeds teach it."""
-
-    name: str
-    recipe: str
-    init: str = ""
-    evaluated: bool = True
-    overrides: tuple[str, ...] = ()
-    candidates: str = ""
-    teachers: str = ""
-
-
-def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
-    """tagsdc    pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second
-              part starts from TAGS' intermediate export
-    matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
-              (for SCAN also the two losses between), as long as each other
-    join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs); the last
-              two are taught by the baselines of all seeds, with and without candidates that these judge
-    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds; then baseline and
-              TAGS-DC whose teachers judge VSRN's candidates, too
-    """
-    if which == "full":
-
-        def full(name: str, recipe: str, init: str, evaluated: bool = True) -> Stage:
-            judged = ("distil.offline=4",)
-            return Stage(name, f"{corpus}-full-{recipe}", init, evaluated, judged, candidates="vsrn", teachers="baseline")
-
-        return [
-            Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
-            Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
-            Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
-            Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
-            Stage("vsrn", f"{corpus}-vsrn", evaluated=False),
-            full("full-offline", "baseline", "full-pretrain/export"),
-            full("full-tags-offline", "tags", "full-pretrain/export", evaluated=False),
-            full("full-tagsdc-offline", "tagsdc", "full-tags-offline/export-stage2"),
-        ]
-    if which == "matchers":
-        first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
-        return [*first, *(
-            Stage(f"{kind}-2-{loss}", f"{corpus}-{kind}-aoq", f"{kind}/export", True, (f"quintuplet.kind={loss}",), "vsrn")
-            for kind in MATCHER_KINDS
-            for loss in (("online", "offline", "quintuplet", "adaptive") if kind == "scan" else ("online", "adaptive"))
-        )]  # fmt: skip
-    if which == "join":
-        drawn, starts = ("offline.replace_random=true", "negatives.shared=false", "negatives.count=23"), "pretrain/export"
-        unscored, behind = (*drawn, "offline.score=false"), ("offline.first=300", "offline.last=1999")
-        adaptive, no_margin = ("quintuplet.kind=adaptive",), ("loss.t2i=0", "loss.i2t=0")
-        judged = (*no_margin, "distil.offline=4")
-        return [
-            Stage("baseline-offline", f"{corpus}-baseline", starts, overrides=drawn, candidates="vsrn"),
-            Stage("baseline-far", f"{corpus}-baseline", starts, overrides=(*drawn, *behind), candidates="vsrn"),
-            Stage("baseline-unscored", f"{corpus}-baseline", starts, overrides=unscored, candidates="vsrn"),
-            Stage("baseline-aoq", f"{corpus}-baseline", starts, overrides=adaptive, candidates="vsrn"),
-            Stage("tags-far", f"{corpus}-tags", starts, evaluated=False, overrides=(*drawn, *behind), candidates="vsrn"),
-            Stage("tagsdc-far", f"{corpus}-tagsdc", "tags-far/export-stage2", overrides=(*drawn, *behind), candidates="vsrn"),
-            Stage("tags-aoq", f"{corpus}-tags", starts, evaluated=False, overrides=adaptive, candidates="vsrn"),
-            Stage("tagsdc-aoq", f"{corpus}-tagsdc", "tags-aoq/export-stage2", overrides=adaptive, candidates="vsrn"),
-            Stage("taught", f"{corpus}-baseline", starts, overrides=no_margin, teachers="baseline"),
-            Stage("taught-offline", f"{corpus}-baseline", starts, overrides=judged, candidates="vsrn", teachers="baseline"),
-        ]
-    return [
-        Stage("pretrain", f"{corpus}-pretrain", evaluated=False),
-        Stage("baseline", f"{corpus}-baseline", "pretrain/export"),
-        Stage("tags", f"{corpus}-tags", "pretrain/export"),
-        Stage("tagsdc", f"{corpus}-tagsdc", "tags/export-stage2"),
-    ]
 
 
 class Experiment:
@@ -234,14 +160,6 @@ def run_all(experiment: Experiment, runs: list[Stage], data: Path, seeds: list[i
             if stage.evaluated:
                 rows.setdefault(stage.name, {})[str(seed)] = experiment.evaluate(run, data, [*asked_of(stage, evaluation), *blind])
     return rows
-
-
-def asked_of(stage: Stage, evaluation: list[str]) -> list[str]:
-    """Without what it cannot or should not be asked: a matcher has no masked-word head, and that of an encoder which was trained
-    without its loss is stale, no judge of a whole ranking."""
-    config = load_config(stage.recipe)
-    unfit = {"--likelihood", "--rescore"} if config.objective != "retrieval" else {"--rescore"} if not config.loss.mlm else set()
-    return [option for option in evaluation if option not in unfit]
 
 
 def summary(rows: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import pytest
 from tagsds import experiment
 from tagsds.config import load_config
 from tagsds.errors import UserError
-from tagsds.experiment import Experiment, Stage, asked_of, page_command, run_all, stages, start_folder, summary
+from tagsds.experiment import Experiment, page_command, run_all, start_folder, summary
+from tagsds.experiment_stages import Stage, asked_of, stages
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
            ("coco-boxes", "full")]  # fmt: skip

@@ -36,7 +36,8 @@ def test_an_array_of_slices_one_of_them_killed(cluster: Cluster, runs: Path, tmp
     subprocess.run([sys.executable, "-m", "preprocess.pack", *SOURCE, "--out", str(whole), "--workers", "1"], cwd=ROOT, check=True)
     env = settings(data, runs) | {"SLICES": "3", "PACK_CPUS": "1"}
     array, merge = cluster.submit("pack.sh", *SOURCE, env=env)
-    until(lambda: (data / "train-000001.tar").exists(), "the first shard of the second slice", 120)
+    # its second shard: by then the first is in the journal too, which a kill right after its file appears may prevent
+    until(lambda: (data / "train-000004.tar").exists(), "the second shard of the second slice", 120)
     os.kill(packer_of("2/3"), signal.SIGKILL)
     until(lambda: cluster.state(f"{array}_2") == "FAILED", "the end of the killed slice", 120)
     # the merge's condition can no longer come true: SLURM removes it
