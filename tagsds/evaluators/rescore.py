@@ -133,7 +133,8 @@ def judge(subject: Subject, numbers: Tensor, by_words: bool = False) -> Tensor |
     alone of captions (int64 [C]): float32 [P] or [C] on the first rank, None on the others."""
     bank, vocab = subject.bank, Vocabulary.of(subject.tokenizer)
     parts = [torch.empty(0, device=bank.device)]
-    blocks = subject.world.share(numbers.to(bank.device)).split(BLOCK)
+    mine = subject.world.share(numbers.to(bank.device))
+    blocks = mine.split(BLOCK) if len(mine) else ()  # `split` gives one empty block of nothing
     for block in tqdm(blocks, desc="rescore", unit=f"x{BLOCK} sentences", disable=not subject.shows_progress, leave=False):
         caption = subject.captions.to(bank.device)[block % len(subject.captions)]
         seen: tuple[Any, ...] = ()

@@ -11,7 +11,7 @@ import torch
 from tagsds import evaluate as program
 from tagsds.data.shards import load_bank
 from tagsds.data.vocabulary import Vocabulary, load_tokenizer
-from tagsds.evaluators import rescore
+from tagsds.evaluators import Subject, rescore
 from tagsds.evaluators.metrics import ranks, recalls
 from tagsds.evaluators.rescore import rescored
 from tagsds.evaluators.shortlist import shortlist
@@ -115,6 +115,12 @@ def test_beside_a_query_bank_it_starts_without_hubs_too(world, model, tmp_path, 
     run_two(ROOT / "tagsds/evaluate.py", *asked, "--output", tmp_path / "two.json")
     again = json.loads((tmp_path / "two.json").read_text())["rescored_query_bank"]
     assert {**again, "seconds": 0} == {**both[1], "seconds": 0}
+
+
+def test_a_rank_without_a_pair_judges_nothing(world, model):
+    bank = load_bank(world, "dev", 2)[0]
+    subject = Subject.of(model[1], bank, tokenizer=load_tokenizer(world / "tokenizer"))
+    assert rescore.judge(subject, torch.arange(0)).shape == rescore.judge(subject, torch.arange(0), by_words=True).shape == (0,)
 
 
 def test_what_a_user_is_told(world, model, tmp_path, capsys):
