@@ -24,7 +24,6 @@ from tagsds.evaluators.protocol import Plan, Subject
 from tagsds.models.load import read_encoder_config
 
 NAME = "likelihood"
-OWN = Path()  # of the option without a value
 INTRO = (
     "The likelihood is that of the encoder's own masked-word head (or another's, where one was named), piece by piece, the picture "
     "before it: which of the two it would rather write. With the likelihood: by the sum of it and the ranking score, each "
@@ -64,7 +63,7 @@ class Likelihood(JudgeOfEdits):
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--likelihood", type=Path, nargs="?", const=OWN, metavar="RUN",
+        parser.add_argument("--likelihood", type=Path, nargs="?", const=True, metavar="RUN",
                             help="judge the --pairs by the encoder's own masked-word head as well, or by RUN's")  # fmt: skip
 
     @classmethod
@@ -73,7 +72,7 @@ class Likelihood(JudgeOfEdits):
 
     @classmethod
     def settings_of(cls, options: argparse.Namespace) -> dict[str, Any]:
-        return {"run": options.likelihood} if options.likelihood not in (None, OWN) else {}
+        return {"run": options.likelihood} if isinstance(options.likelihood, Path) else {}  # without a value: True
 
     def check(self, plan: Plan) -> None:
         super().check(plan)

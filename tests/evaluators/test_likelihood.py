@@ -4,6 +4,7 @@ tagsds-evaluate on tiny models against one masking, one forward."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +98,12 @@ def test_the_picture_is_seen(world, runs):
     ids = torch.tensor(tokenizer("a red square above a circle")["input_ids"])
     first, second = (one_by_one(runs[1], bank, image, ids, Vocabulary.of(tokenizer)) for image in (0, 1))
     assert abs(first - second) > 1e-3
+
+
+def test_the_folder_one_stands_in_is_a_run_and_no_value_the_encoder_itself(world):
+    asked = ["--checkpoint", "run", "--data", str(world), "--pairs", "edits", "--likelihood"]
+    assert Likelihood.settings_of(program.parse_arguments([*asked, "."])) == {"run": Path()}
+    assert Likelihood.settings_of(program.parse_arguments(asked)) == {}
 
 
 def test_what_a_user_is_told(world, runs, tmp_path, capsys):
