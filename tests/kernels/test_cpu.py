@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,9 +191,25 @@ def test_dropout_has_the_asked_odds_and_no_pattern():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_weight_changes_no_bit(dtype):
+    if not choice.has_onednn(dtype):
+        pytest.skip(f"this processor has no packed products of {dtype}.")
     torch.manual_seed(0)
     x, weight, bias = torch.randn(257, 48).to(dtype), torch.randn(80, 48).to(dtype), torch.randn(80).to(dtype)
     assert torch.equal(product(x, weight, bias, pack(weight)), product(x, weight, bias))
+
+
+def test_a_processor_that_cannot_pack_half_weights_takes_plain_products(monkeypatch):
+    """As AVX2, where oneDNN says that it knows bfloat16."""
+
+    def refuses(*_):
+        raise RuntimeError("bf16 path needs the cpu support")
+
+    ops = SimpleNamespace(_linear_pointwise=1, _reorder_linear_weight=refuses, _is_mkldnn_bf16_supported=lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", ops, raising=False)
+    choice.has_onednn.cache_clear()
+    assert choice.has_onednn(torch.float32) and not choice.has_onednn(torch.bfloat16)
+    monkeypatch.undo()
+    choice.has_onednn.cache_clear()
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])

@@ -39,7 +39,7 @@ struct Task {
 
 // Memory of a thread, in whole vectors; it only grows.
 class Scratch {
-  struct alignas(64) Line {
+  struct alignas(sizeof(Floats)) Line {
     float lanes[kLanes];
   };
   std::vector<Line> memory;

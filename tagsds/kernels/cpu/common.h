@@ -1,6 +1,7 @@
-// Vectors of 16 floats, conversions, exp and the dropout bits: what the kernels of a CPU share.
+// Vectors of floats, conversions, exp and the dropout bits: what the kernels of a CPU share.
 //
-// Written with GCC's vector extensions, so that one source serves AVX-512, AVX2 and NEON; compiled with -march=native.
+// Written with GCC's vector extensions, so that one source serves AVX-512, AVX2 and NEON; compiled with -march=native. A vector is
+// as wide as a register: GCC keeps a wider one in memory, which made attention slower than padded SDPA on AVX2.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -13,10 +14,23 @@
 
 namespace tagsds {
 
-constexpr long kLanes = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+#define TAGSDS_LANES 16
+#define TAGSDS_EACH_LANE 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#elif defined(__AVX2__)
+#define TAGSDS_LANES 8
+#define TAGSDS_EACH_LANE 0, 1, 2, 3, 4, 5, 6, 7
+#else  // NEON, SSE
+#define TAGSDS_LANES 4
+#define TAGSDS_EACH_LANE 0, 1, 2, 3
+#endif
+
+constexpr long kLanes = TAGSDS_LANES;
+typedef float Floats __attribute__((vector_size(TAGSDS_LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(TAGSDS_LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(TAGSDS_LANES * 2)));
+
+constexpr Words kLane = {TAGSDS_EACH_LANE};  // the number of each lane
 
 // bfloat16 is the upper half of a float
 struct BFloat16 {
@@ -96,28 +110,31 @@ inline void set(T* to, Floats x, long count) {
 }
 
 // the first `count` lanes of x, `fill` in the others
-inline Floats first(Floats x, long count, float fill) {
-  Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return lane < uint32_t(count) ? x : splat(fill);
+inline Floats first(Floats x, long count, float fill) { return kLane < uint32_t(count) ? x : splat(fill); }
+
+// x with the lanes exchanged whose numbers differ by the bit `distance`
+template <int distance>
+inline Floats exchanged(Floats x) {
+  return __builtin_shuffle(x, kLane ^ uint32_t(distance));
 }
 
 // halves are added to each other: eight, four, two, one
 inline float sum(Floats x) {
-  x += __builtin_shuffle(x, (Words){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-  x += __builtin_shuffle(x, (Words){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
-  x += __builtin_shuffle(x, (Words){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
-  x += __builtin_shuffle(x, (Words){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+  if constexpr (kLanes > 8) x += exchanged<8>(x);
+  if constexpr (kLanes > 4) x += exchanged<4>(x);
+  x += exchanged<2>(x);
+  x += exchanged<1>(x);
   return x[0];
 }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-// the highest of the 16
+// the highest of all lanes
 inline float highest(Floats x) {
-  x = larger(x, __builtin_shuffle(x, (Words){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
-  x = larger(x, __builtin_shuffle(x, (Words){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
-  x = larger(x, __builtin_shuffle(x, (Words){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
-  x = larger(x, __builtin_shuffle(x, (Words){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+  if constexpr (kLanes > 8) x = larger(x, exchanged<8>(x));
+  if constexpr (kLanes > 4) x = larger(x, exchanged<4>(x));
+  x = larger(x, exchanged<2>(x));
+  x = larger(x, exchanged<1>(x));
   return x[0];
 }
 
@@ -156,10 +173,9 @@ inline Word mix(Word bits) {
 
 inline uint32_t row_bits(uint32_t seed, uint64_t row) { return mix<uint32_t>(uint32_t(row * 0x9E3779B1ull) + seed); }
 
-// 1 / (1 - p) where the element is kept, else 0, for 16 columns from `column`
+// 1 / (1 - p) where the element is kept, else 0, for the columns of a vector from `column`
 inline Floats keep_scale(uint32_t row, uint32_t column, uint32_t threshold, float scale) {
-  Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  Words bits = mix<Words>((lane + column) * 0x85EBCA77u + row);
+  Words bits = mix<Words>((kLane + column) * 0x85EBCA77u + row);
   return bits >= threshold ? splat(scale) : Floats{};
 }
 

@@ -56,9 +56,12 @@ inline void tile(long K, const E* a, long am, long ak, const E* b, long ldb, flo
     for (int j = 0; j < Columns; ++j) store(c + i * ldc + j * kLanes, acc[i][j]);
 }
 
+// Columns of a tile in vectors. Its sums, a row of B and one number of A are to fit in the registers: 32, or 16 of AVX2.
+constexpr int kColumns = kLanes == 8 ? 2 : 4;
+
 template <int Columns, bool Add, class E>
 inline void panel(long M, long K, const E* a, long am, long ak, const E* b, long ldb, float* c, long ldc) {
-  constexpr int kRows = Columns > 2 ? 6 : 8;
+  constexpr int kRows = Columns > kColumns / 2 ? 6 : 8;
   long i = 0;
   for (; i + kRows <= M; i += kRows) tile<kRows, Columns, Add>(K, a + i * am, am, ak, b, ldb, c + i * ldc, ldc);
   for (; i + 4 <= M; i += 4) tile<4, Columns, Add>(K, a + i * am, am, ak, b, ldb, c + i * ldc, ldc);
@@ -69,39 +72,38 @@ inline void panel(long M, long K, const E* a, long am, long ak, const E* b, long
 template <bool Add, class E>
 inline void product(long M, long N, long K, const E* a, long am, long ak, const E* b, long ldb, float* c, long ldc) {
   long n = 0;
-  for (; n + 4 * kLanes <= N; n += 4 * kLanes) panel<4, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
-  switch ((N - n) / kLanes) {
+  for (; n + kColumns * kLanes <= N; n += kColumns * kLanes) panel<kColumns, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
+  switch ((N - n) / kLanes) {  // fewer than kColumns
     case 3: panel<3, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
     case 2: panel<2, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
     case 1: panel<1, Add>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
   }
 }
 
-// to [16 * ceil(width / 16), 16 * ceil(rows / 16)] <- from [rows, width] transposed, 32 bits an element; the rest is zero
+// the lanes of two vectors in turn: the lower halves, and the upper ones
+inline void interleave(Floats a, Floats b, Floats& low, Floats& high) {
+  constexpr Words kTurn = kLane / 2 + kLane % 2 * uint32_t(kLanes);
+  low = __builtin_shuffle(a, b, kTurn);
+  high = __builtin_shuffle(a, b, kTurn + uint32_t(kLanes / 2));
+}
+
+// to [whole(width), whole(rows)] <- from [rows, width] transposed, 32 bits an element; the rest is zero
 inline void transpose(long rows, long width, const float* from, long ldf, float* to, long ldt) {
   for (long r = 0; r < rows; r += kLanes)
     for (long w = 0; w < width; w += kLanes) {
-      Floats x[16], y[16];
+      Floats x[kLanes], y[kLanes];
 #pragma GCC unroll 16
-      for (long i = 0; i < 16; ++i) x[i] = r + i < rows ? load_some(from + (r + i) * ldf + w, width - w) : Floats{};
-      // four stages of exchanging halves: after stage s, lanes and rows have traded bit s of their number
+      for (long i = 0; i < kLanes; ++i) y[i] = r + i < rows ? load_some(from + (r + i) * ldf + w, width - w) : Floats{};
+      // each stage exchanges halves: behind stage s, lanes and rows have traded bit s of their number
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        y[2 * i] = __builtin_shuffle(x[i], x[i + 8], (Words){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-        y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], (Words){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-      }
-#pragma GCC unroll 8
-      for (int stage = 0; stage < 3; ++stage) {
+      for (long stage = 1; stage < kLanes; stage *= 2) {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) x[i] = y[i];
+        for (long i = 0; i < kLanes; ++i) x[i] = y[i];
 #pragma GCC unroll 16
-        for (int i = 0; i < 8; ++i) {
-          y[2 * i] = __builtin_shuffle(x[i], x[i + 8], (Words){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-          y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], (Words){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-        }
+        for (long i = 0; i < kLanes / 2; ++i) interleave(x[i], x[i + kLanes / 2], y[2 * i], y[2 * i + 1]);
       }
 #pragma GCC unroll 16
-      for (long i = 0; i < 16; ++i) store(to + (w + i) * ldt + r, y[i]);
+      for (long i = 0; i < kLanes; ++i) store(to + (w + i) * ldt + r, y[i]);
     }
 }
 
