@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from tagsds.kernels import choice
 from tagsds.kernels.add_norm import add_norm
 from tagsds.kernels.attention import Sequences, self_attention
+from tagsds.kernels.cpu.build import compile_library
 from tagsds.kernels.dropout import drop, kept
 from tagsds.kernels.linear import FeatureLinear, Linear, QkvLinear, linear, pack, product, weights_ready_once
 from tagsds.kernels.rows import new_rows, round_rows, with_spare
@@ -101,6 +104,21 @@ def test_add_norm(dtype, rows, width, p, monkeypatch):
     floor = 4e-6 if dtype == torch.float32 else 4e-3
     for ours, theirs in zip(error(found, exact), error(plain, exact), strict=True):
         assert ours <= max(2 * theirs, floor)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_vectors_of_every_width(lanes, tmp_path, monkeypatch):
+    """Those of NEON, AVX2 and AVX-512, on whatever processor this is: one that lacks a width computes in parts of it."""
+    path = tmp_path / "cpu.so"
+    compile_library(os.environ.get("CXX", "g++"), path, f"-DTAGSDS_LANES={lanes}", "-O1")
+    for user in ("attention", "add_norm"):
+        monkeypatch.setattr(f"tagsds.kernels.cpu.{user}.library", lambda: ctypes.CDLL(str(path)))
+    for dtype in (torch.float32, torch.bfloat16):
+        for heads, width in ((2, 32), (3, 24), (2, 129), (5, 1)):
+            for asking in QUERIES:
+                test_attention(dtype, heads, width, asking, 0.1, monkeypatch)
+        for rows, width in ((129, 40), (5, 7), (130, 64)):
+            test_add_norm(dtype, rows, width, 0.1, monkeypatch)
 
 
 def test_the_number_of_threads_changes_no_bit():

@@ -68,14 +68,14 @@ def digest(compiler: str) -> str:
     return out.hexdigest()[:16]
 
 
-def compile_library(compiler: str, path: Path) -> None:
-    """Into a file of its own first: several ranks may compile at the same time, and the last one to rename wins."""
+def compile_library(compiler: str, path: Path, *more: str) -> None:
+    """Into a file of its own first: several ranks may compile at the same time, and the last one to rename wins. `more`: flags."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
-            done = subprocess.run([compiler, *FLAGS, *sources, "-o", str(made)], capture_output=True, text=True)
+            done = subprocess.run([compiler, *FLAGS, *more, *sources, "-o", str(made)], capture_output=True, text=True)
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1:] or [str(done.returncode)]
                 raise NotBuiltError(f"{compiler} failed: {last[0]}")

@@ -8,22 +8,31 @@
 #include <cstring>
 #include <algorithm>
 #include <vector>
-#ifdef __AVX512BF16__
+
+#ifndef TAGSDS_LANES  // a test compiles each width
+#if defined(__AVX512F__)
+#define TAGSDS_LANES 16
+#elif defined(__AVX2__)
+#define TAGSDS_LANES 8
+#else  // NEON, SSE
+#define TAGSDS_LANES 4
+#endif
+#endif
+
+#if TAGSDS_LANES == 16
+#define TAGSDS_EACH_LANE 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#elif TAGSDS_LANES == 8
+#define TAGSDS_EACH_LANE 0, 1, 2, 3, 4, 5, 6, 7
+#else
+#define TAGSDS_EACH_LANE 0, 1, 2, 3
+#endif
+
+#if defined(__AVX512BF16__) && TAGSDS_LANES == 16
+#define TAGSDS_PAIRS  // dot products of two bfloat16, and their rounding
 #include <immintrin.h>
 #endif
 
 namespace tagsds {
-
-#if defined(__AVX512F__)
-#define TAGSDS_LANES 16
-#define TAGSDS_EACH_LANE 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-#elif defined(__AVX2__)
-#define TAGSDS_LANES 8
-#define TAGSDS_EACH_LANE 0, 1, 2, 3, 4, 5, 6, 7
-#else  // NEON, SSE
-#define TAGSDS_LANES 4
-#define TAGSDS_EACH_LANE 0, 1, 2, 3
-#endif
 
 constexpr long kLanes = TAGSDS_LANES;
 typedef float Floats __attribute__((vector_size(TAGSDS_LANES * 4)));
@@ -55,7 +64,7 @@ inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
 // rounds to nearest, ties to even; nan stays nan
 inline void store(BFloat16* to, Floats x) {
-#ifdef __AVX512BF16__
+#ifdef TAGSDS_PAIRS
   __m256bh half = _mm512_cvtneps_pbh((__m512)x);
   std::memcpy(to, &half, sizeof half);
 #else

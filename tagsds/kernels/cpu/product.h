@@ -10,7 +10,7 @@ struct __attribute__((may_alias)) Pair {
   uint32_t bits;
 };
 
-#ifdef __AVX512BF16__
+#ifdef TAGSDS_PAIRS
 constexpr bool kHasPairs = true;
 #else
 constexpr bool kHasPairs = false;
@@ -23,7 +23,7 @@ inline Floats load(const Pair* from) { return load((const float*)from); }
 inline Floats add_product(Floats sum, float a, Floats b) { return sum + a * b; }
 
 inline Floats add_product(Floats sum, Pair a, Floats b) {
-#ifdef __AVX512BF16__
+#ifdef TAGSDS_PAIRS
   return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)splat(a), (__m512bh)b);
 #else
   __builtin_unreachable();
