@@ -3,6 +3,7 @@
     python -m tagsds.experiment demo --output runs/demo
     python -m tagsds.experiment world --output runs/world --seeds 1 2
     python -m tagsds.experiment coco-boxes --source FOLDER --pairs FOLDER --output runs/coco-boxes --seeds 1 2
+    python -m tagsds.experiment coco-boxes --set late ...           baseline and TAGS-DC in equal time
     python -m tagsds.experiment coco-boxes --set matchers ...       VSRN, SCAN, BFAN with and without AOQ
     python -m tagsds.experiment coco-boxes --set join ...           the encoder with AOQ's candidates and losses
     python -m tagsds.experiment coco-boxes --set full --ranks 1 ... twice the width, taught by the small baselines of all seeds
@@ -246,8 +247,8 @@ def run() -> None:
     if args.pictures is not None:
         check_directory(args.pictures)
     corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
-    if corpus == "world" and args.which == "full":
-        raise UserError("--set full has recipes for coco-boxes alone; name that experiment, or leave --set away.")
+    if corpus == "world" and args.which in ("late", "full"):
+        raise UserError(f"--set {args.which} has recipes for coco-boxes alone; name that experiment, or leave --set away.")
     if corpus == "world":
         source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]
     else:

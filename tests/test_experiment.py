@@ -4,17 +4,18 @@ import pytest
 
 from tagsds import experiment
 from tagsds.config import load_config
+from tagsds.engine.build import learning_rate
 from tagsds.errors import UserError
 from tagsds.experiment import Experiment, page_command, run_all, start_folder, summary
 from tagsds.experiment_stages import Stage, asked_of, stages
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
-           ("coco-boxes", "full")]  # fmt: skip
+           ("coco-boxes", "full"), ("coco-boxes", "late")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("corpus", "which"), RECIPES)
 def test_stages_follow_one_another(corpus: str, which: str) -> None:
-    done = {"join": {"pretrain", "vsrn", "baseline"}, "full": {"baseline"}}.get(which, set())
+    done = {"join": {"pretrain", "vsrn", "baseline"}, "full": {"baseline"}, "late": {"pretrain"}}.get(which, set())
     for stage in stages(corpus, which):
         settings = [*stage.overrides, *(["offline.candidates=somewhere"] if stage.candidates else [])]
         settings += ["distil.teachers=[somebody]"] if stage.teachers else []
@@ -40,6 +41,15 @@ def test_tagsdc_has_the_baselines_steps(which: str, baseline: str, tags: str, ta
     assert by_name[tagsdc].init == f"{tags}/export-stage2"
 
 
+def test_both_ends_follow_one_trunk_and_the_writers_has_half_the_steps() -> None:
+    trunk, baseline, tagsdc = stages("coco-boxes", "late")
+    assert baseline.init == tagsdc.init == f"{trunk.name}/export"
+    constant, plain, written = (load_config(stage.recipe, list(stage.overrides)).optimiser for stage in (trunk, baseline, tagsdc))
+    assert plain.steps == 2 * written.steps and plain.lr == written.lr == constant.lr
+    assert {learning_rate(step, constant) for step in range(constant.warmup_steps, constant.steps)} == {constant.lr}
+    assert max(learning_rate(end.steps - 1, end) for end in (plain, written)) < 0.01 * constant.lr
+
+
 def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
     made = experiment.Experiment(tmp_path, 1, 29600, [4, 7])
     stage = next(stage for stage in stages("coco-boxes", "full") if stage.name == "full-tagsdc")
@@ -56,8 +66,9 @@ def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
     assert f"init={tmp_path}/seed4/full-tags/export-step2400" in launched[0]
 
 
-def test_only_one_corpus_has_full_recipes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["experiment", "world", "--output", str(tmp_path / "out"), "--set", "full"])
+@pytest.mark.parametrize("which", ["full", "late"])
+def test_only_one_corpus_has_the_recipes(which, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["experiment", "world", "--output", str(tmp_path / "out"), "--set", which])
     with pytest.raises(UserError, match="recipes for coco-boxes alone"):
         experiment.run()
     assert not (tmp_path / "out").exists()
