@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tagsds.estimate.work import Sizes
+from tagsds.kernels import choice
 from tagsds.kernels.linear import pack, product
 from tests.bench.operations import Call, flop_of
 
@@ -95,7 +96,7 @@ class Rates:
     def _best(self, x: Tensor, weight: Tensor) -> float:
         """Seconds of x times the transpose of `weight`."""
         ways: list[Callable[[], Tensor]] = [lambda: torch.mm(x, weight.t())]
-        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if self.device.type == "cpu" and choice.has_onednn(weight.dtype):
             packed = pack(weight)
             ways += [lambda: product(x, weight, None), lambda: product(x, weight, None, packed)]
         return min(self._time(way) for way in ways)
