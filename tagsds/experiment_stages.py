@@ -54,10 +54,11 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
         ]
     if which == "late":
         constant, end = ("optimiser.steps=3200", "optimiser.decay_at=[3200]"), ("optimiser.steps=1600", "optimiser.warmup_steps=25")
+        written = ("optimiser.steps=800", "optimiser.lr=1.5e-3", "loss.syn=0.3")
         return [
             Stage("trunk", f"{corpus}-baseline", "pretrain/export", evaluated=False, overrides=constant),
             Stage("late-baseline", f"{corpus}-baseline", "trunk/export", overrides=end),
-            Stage("late-tagsdc", f"{corpus}-tagsdc", "trunk/export", overrides=("optimiser.lr=1.5e-3", "optimiser.steps=800")),
+            Stage("late-tagsdc", f"{corpus}-tagsdc", "trunk/export", overrides=written),
         ]
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
