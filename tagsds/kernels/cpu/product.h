@@ -89,14 +89,15 @@ inline void interleave(Floats a, Floats b, Floats& low, Floats& high) {
 
 // to [whole(width), whole(rows)] <- from [rows, width] transposed, 32 bits an element; the rest is zero
 inline void transpose(long rows, long width, const float* from, long ldf, float* to, long ldt) {
+  constexpr int kStages = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
   for (long r = 0; r < rows; r += kLanes)
     for (long w = 0; w < width; w += kLanes) {
       Floats x[kLanes], y[kLanes];
 #pragma GCC unroll 16
       for (long i = 0; i < kLanes; ++i) y[i] = r + i < rows ? load_some(from + (r + i) * ldf + w, width - w) : Floats{};
       // each stage exchanges halves: behind stage s, lanes and rows have traded bit s of their number
-#pragma GCC unroll 8
-      for (long stage = 1; stage < kLanes; stage *= 2) {
+#pragma GCC unroll 4
+      for (int stage = 0; stage < kStages; ++stage) {
 #pragma GCC unroll 16
         for (long i = 0; i < kLanes; ++i) x[i] = y[i];
 #pragma GCC unroll 16
