@@ -27,8 +27,9 @@ class Stage:
 def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
     """tagsdc    pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second
               part starts from TAGS' intermediate export
-    late      equal time: baseline steps at a constant rate, then two ends of them in which the rate falls to zero: the baseline's,
-              and TAGS-DC's, of half as many steps, each of which takes twice as long (starts from `tagsdc`'s pre-training)
+    late      equal time: baseline steps at a constant rate, then ends of them in which the rate falls to zero: the baseline's, and
+              TAGS-DC's with two weights of lambda_syn, of half as many steps that take twice as long each (starts from `tagsdc`'s
+              pre-training)
     matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
               (for SCAN also the two losses between), as long as each other
     join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs); the last
@@ -54,11 +55,12 @@ def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
         ]
     if which == "late":
         constant, end = ("optimiser.steps=3200", "optimiser.decay_at=[3200]"), ("optimiser.steps=1600", "optimiser.warmup_steps=25")
-        written = ("optimiser.steps=800", "optimiser.lr=1.5e-3", "loss.syn=0.3")
+        written = ("optimiser.steps=800", "optimiser.lr=1.5e-3")
         return [
             Stage("trunk", f"{corpus}-baseline", "pretrain/export", evaluated=False, overrides=constant),
             Stage("late-baseline", f"{corpus}-baseline", "trunk/export", overrides=end),
             Stage("late-tagsdc", f"{corpus}-tagsdc", "trunk/export", overrides=written),
+            Stage("late-tagsdc-heavy", f"{corpus}-tagsdc", "trunk/export", overrides=(*written, "loss.syn=0.3")),
         ]
     if which == "matchers":
         first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
