@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tagsds.config import load_config
 
-SETS = ("tagsdc", "late", "matchers", "join", "full")
 MATCHER_KINDS = ("vsrn", "scan", "bfan")
+JUDGED = ("distil.offline=4",)  # teachers judge that many of a matcher's candidates in each direction
+ENDS = 1600  # baseline steps of an end whose rate falls to zero; TAGS-DC's end has half as many, each twice as dear
 
 
 @dataclass(frozen=True)
@@ -24,74 +26,99 @@ class Stage:
     teachers: str = ""
 
 
-def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
-    """tagsdc    pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second
-              part starts from TAGS' intermediate export
-    late      equal time: baseline steps at a constant rate, then ends of them in which the rate falls to zero: the baseline's, and
-              TAGS-DC's with two weights of lambda_syn, of half as many steps that take twice as long each (starts from `tagsdc`'s
-              pre-training)
-    matchers  VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet
-              (for SCAN also the two losses between), as long as each other
-    join      what the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs); the last
-              two are taught by the baselines of all seeds, with and without candidates that these judge
-    full      the same at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds; then baseline and
-              TAGS-DC whose teachers judge VSRN's candidates, too
-    """
-    if which == "full":
-
-        def full(name: str, recipe: str, init: str, evaluated: bool = True) -> Stage:
-            judged = ("distil.offline=4",)
-            return Stage(name, f"{corpus}-full-{recipe}", init, evaluated, judged, candidates="vsrn", teachers="baseline")
-
-        return [
-            Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
-            Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
-            Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
-            Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
-            Stage("vsrn", f"{corpus}-vsrn", evaluated=False),
-            full("full-offline", "baseline", "full-pretrain/export"),
-            full("full-tags-offline", "tags", "full-pretrain/export", evaluated=False),
-            full("full-tagsdc-offline", "tagsdc", "full-tags-offline/export-stage2"),
-        ]
-    if which == "late":
-        constant, end = ("optimiser.steps=3200", "optimiser.decay_at=[3200]"), ("optimiser.steps=1600", "optimiser.warmup_steps=25")
-        written = ("optimiser.steps=800", "optimiser.lr=1.5e-3")
-        return [
-            Stage("trunk", f"{corpus}-baseline", "pretrain/export", evaluated=False, overrides=constant),
-            Stage("late-baseline", f"{corpus}-baseline", "trunk/export", overrides=end),
-            Stage("late-tagsdc", f"{corpus}-tagsdc", "trunk/export", overrides=written),
-            Stage("late-tagsdc-heavy", f"{corpus}-tagsdc", "trunk/export", overrides=(*written, "loss.syn=0.3")),
-        ]
-    if which == "matchers":
-        first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
-        return [*first, *(
-            Stage(f"{kind}-2-{loss}", f"{corpus}-{kind}-aoq", f"{kind}/export", True, (f"quintuplet.kind={loss}",), "vsrn")
-            for kind in MATCHER_KINDS
-            for loss in (("online", "offline", "quintuplet", "adaptive") if kind == "scan" else ("online", "adaptive"))
-        )]  # fmt: skip
-    if which == "join":
-        drawn, starts = ("offline.replace_random=true", "negatives.shared=false", "negatives.count=23"), "pretrain/export"
-        unscored, behind = (*drawn, "offline.score=false"), ("offline.first=300", "offline.last=1999")
-        adaptive, no_margin = ("quintuplet.kind=adaptive",), ("loss.t2i=0", "loss.i2t=0")
-        judged = (*no_margin, "distil.offline=4")
-        return [
-            Stage("baseline-offline", f"{corpus}-baseline", starts, overrides=drawn, candidates="vsrn"),
-            Stage("baseline-far", f"{corpus}-baseline", starts, overrides=(*drawn, *behind), candidates="vsrn"),
-            Stage("baseline-unscored", f"{corpus}-baseline", starts, overrides=unscored, candidates="vsrn"),
-            Stage("baseline-aoq", f"{corpus}-baseline", starts, overrides=adaptive, candidates="vsrn"),
-            Stage("tags-far", f"{corpus}-tags", starts, evaluated=False, overrides=(*drawn, *behind), candidates="vsrn"),
-            Stage("tagsdc-far", f"{corpus}-tagsdc", "tags-far/export-stage2", overrides=(*drawn, *behind), candidates="vsrn"),
-            Stage("tags-aoq", f"{corpus}-tags", starts, evaluated=False, overrides=adaptive, candidates="vsrn"),
-            Stage("tagsdc-aoq", f"{corpus}-tagsdc", "tags-aoq/export-stage2", overrides=adaptive, candidates="vsrn"),
-            Stage("taught", f"{corpus}-baseline", starts, overrides=no_margin, teachers="baseline"),
-            Stage("taught-offline", f"{corpus}-baseline", starts, overrides=judged, candidates="vsrn", teachers="baseline"),
-        ]
+def tagsdc(corpus: str) -> list[Stage]:
+    """Pre-training, then three fine-tunings of it with as many steps each: baseline, TAGS, and TAGS-DC, whose second part starts
+    from TAGS' intermediate export."""
     return [
         Stage("pretrain", f"{corpus}-pretrain", evaluated=False),
         Stage("baseline", f"{corpus}-baseline", "pretrain/export"),
         Stage("tags", f"{corpus}-tags", "pretrain/export"),
         Stage("tagsdc", f"{corpus}-tagsdc", "tags/export-stage2"),
     ]
+
+
+def late(corpus: str) -> list[Stage]:
+    """Equal time: baseline steps at a constant rate, then ends of them in which the rate falls to zero: the baseline's, and
+    TAGS-DC's with two weights of lambda_syn, of half as many steps that take twice as long each (starts from `tagsdc`'s
+    pre-training)."""
+    written = (f"optimiser.steps={ENDS // 2}", "optimiser.lr=1.5e-3")
+    return [
+        Stage("trunk", f"{corpus}-baseline", "pretrain/export", evaluated=False, overrides=constant(3200)),
+        Stage("late-baseline", f"{corpus}-baseline", "trunk/export", overrides=plain_end()),
+        Stage("late-tagsdc", f"{corpus}-tagsdc", "trunk/export", overrides=written),
+        Stage("late-tagsdc-heavy", f"{corpus}-tagsdc", "trunk/export", overrides=(*written, "loss.syn=0.3")),
+    ]
+
+
+def constant(steps: int) -> tuple[str, ...]:
+    """A trunk's rate, which does not fall."""
+    return (f"optimiser.steps={steps}", f"optimiser.decay_at=[{steps}]")
+
+
+def plain_end() -> tuple[str, ...]:
+    return (f"optimiser.steps={ENDS}", "optimiser.warmup_steps=25")
+
+
+def matchers(corpus: str) -> list[Stage]:
+    """VSRN, SCAN and BFAN with the online triplet; from there a second round with it and one with AOQ's adaptive quintuplet (for
+    SCAN also the two losses between), as long as each other."""
+    first = [Stage(kind, f"{corpus}-{kind}") for kind in MATCHER_KINDS]
+    return [*first, *(
+        Stage(f"{kind}-2-{loss}", f"{corpus}-{kind}-aoq", f"{kind}/export", True, (f"quintuplet.kind={loss}",), "vsrn")
+        for kind in MATCHER_KINDS
+        for loss in (("online", "offline", "quintuplet", "adaptive") if kind == "scan" else ("online", "adaptive"))
+    )]  # fmt: skip
+
+
+def join(corpus: str) -> list[Stage]:
+    """What the encoder gains from offline candidates and from the quintuplet terms (starts from `tagsdc`'s runs); the last two
+    are taught by the baselines of all seeds, with and without candidates that these judge."""
+    drawn, starts = ("offline.replace_random=true", "negatives.shared=false", "negatives.count=23"), "pretrain/export"
+    unscored, behind = (*drawn, "offline.score=false"), ("offline.first=300", "offline.last=1999")
+    adaptive, no_margin = ("quintuplet.kind=adaptive",), ("loss.t2i=0", "loss.i2t=0")
+    judged = (*no_margin, *JUDGED)
+    return [
+        Stage("baseline-offline", f"{corpus}-baseline", starts, overrides=drawn, candidates="vsrn"),
+        Stage("baseline-far", f"{corpus}-baseline", starts, overrides=(*drawn, *behind), candidates="vsrn"),
+        Stage("baseline-unscored", f"{corpus}-baseline", starts, overrides=unscored, candidates="vsrn"),
+        Stage("baseline-aoq", f"{corpus}-baseline", starts, overrides=adaptive, candidates="vsrn"),
+        Stage("tags-far", f"{corpus}-tags", starts, evaluated=False, overrides=(*drawn, *behind), candidates="vsrn"),
+        Stage("tagsdc-far", f"{corpus}-tagsdc", "tags-far/export-stage2", overrides=(*drawn, *behind), candidates="vsrn"),
+        Stage("tags-aoq", f"{corpus}-tags", starts, evaluated=False, overrides=adaptive, candidates="vsrn"),
+        Stage("tagsdc-aoq", f"{corpus}-tagsdc", "tags-aoq/export-stage2", overrides=adaptive, candidates="vsrn"),
+        Stage("taught", f"{corpus}-baseline", starts, overrides=no_margin, teachers="baseline"),
+        Stage("taught-offline", f"{corpus}-baseline", starts, overrides=judged, candidates="vsrn", teachers="baseline"),
+    ]
+
+
+def full(corpus: str) -> list[Stage]:
+    """The runs of `tagsdc` at twice the width, each fine-tuning taught by the baselines of `tagsdc` of all seeds; then baseline
+    and TAGS-DC whose teachers judge VSRN's candidates, too."""
+    return [
+        Stage("full-pretrain", f"{corpus}-full-pretrain", evaluated=False),
+        Stage("full-baseline", f"{corpus}-full-baseline", "full-pretrain/export", teachers="baseline"),
+        Stage("full-tags", f"{corpus}-full-tags", "full-pretrain/export", teachers="baseline"),
+        Stage("full-tagsdc", f"{corpus}-full-tagsdc", "full-tags/export-stage2", teachers="baseline"),
+        Stage("vsrn", f"{corpus}-vsrn", evaluated=False),
+        judged_stage("full-offline", f"{corpus}-full-baseline", "full-pretrain/export"),
+        judged_stage("full-tags-offline", f"{corpus}-full-tags", "full-pretrain/export", evaluated=False),
+        judged_stage("full-tagsdc-offline", f"{corpus}-full-tagsdc", "full-tags-offline/export-stage2"),
+    ]
+
+
+def judged_stage(name: str, recipe: str, init: str, overrides: tuple[str, ...] = (), evaluated: bool = True) -> Stage:
+    """Taught by the baselines of all seeds, which judge VSRN's candidates."""
+    return Stage(name, recipe, init, evaluated, (*overrides, *JUDGED), candidates="vsrn", teachers="baseline")
+
+
+SETS: dict[str, Callable[[str], list[Stage]]] = {
+    "tagsdc": tagsdc, "late": late, "matchers": matchers, "join": join, "full": full,
+}  # fmt: skip
+
+
+def stages(corpus: str, which: str = "tagsdc") -> list[Stage]:
+    """The runs of one of SETS, in their order."""
+    return SETS[which](corpus)
 
 
 def asked_of(stage: Stage, evaluation: list[str]) -> list[str]:
