@@ -40,12 +40,8 @@ from tagsds.reporting.table import comparison_table
 from tagsds.shipped import checkout
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGE_RECALLS = ("image_r1", "image_r5", "image_r10", "rsum")  # what a query bank changes
-FURTHER_RECALLS = {
-    "query_bank": ("without hubs", IMAGE_RECALLS),
-    "rescored": ("rescored", ("text_r1", "text_r5", "text_r10", *IMAGE_RECALLS)),
-    "rescored_query_bank": ("rescored without hubs", IMAGE_RECALLS),
-}
+RECALLS = ("text_r1", "text_r5", "text_r10", "image_r1", "image_r5", "image_r10", "rsum")
+FURTHER_RECALLS = {"query_bank": "without hubs", "rescored": "rescored", "rescored_query_bank": "rescored without hubs"}
 
 
 class Experiment:
@@ -176,8 +172,8 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
             if edits := results.get("edits"):
                 mean = statistics.fmean(edit["accuracy"] for edit in edits.values())
                 figures.setdefault("edits/mean", []).append(mean)
-            for entry, (title, names) in FURTHER_RECALLS.items():
-                for name in names if entry in results else ():
+            for entry, title in FURTHER_RECALLS.items():
+                for name in RECALLS if entry in results else ():
                     figures.setdefault(f"{title}/{name}", []).append(results[entry][name])
             for name, columns in {"blind": BLIND_COLUMNS, "likelihood": OWN_COLUMNS}.items():
                 for kind, edit in results.get(name, {}).items():

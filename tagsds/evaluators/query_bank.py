@@ -1,11 +1,12 @@
-"""Hubs taken down: image retrieval after each image has paid for what it scores with captions that are not its own.
+"""Hubs taken down: recalls after each image has paid for what it scores with captions that are not its own, and each caption for
+what it scores with images that are not its own.
 
-A few images score high with every caption and stand first for queries that are not theirs (hubness). Their bias is estimated on a
-bank of training captions and taken off in part: the inverted softmax (Smith et al., arXiv 1702.03859) over a query bank (Bogolin
-et al., arXiv 2112.12777). Text retrieval is as it was: there an image is the query. No published figure of these models is made
-so, and it is a row of its own.
+A few images score high with every caption and stand first for queries that are not theirs (hubness), and so do captions for
+images. Their bias is estimated on a bank of training images with their captions and taken off in part: the inverted softmax (Smith
+et al., arXiv 1702.03859) over a query bank (Bogolin et al., arXiv 2112.12777). What a query itself has of it moves none of its
+ranks, so that one matrix serves both directions. No published figure of these models is made so, and it is a row of its own.
 
-Shapes: I = ranked images, C = ranked captions, Q = captions of the bank.
+Shapes: I = ranked images, C = ranked captions; of the bank B images and Q captions.
 """
 
 from __future__ import annotations
@@ -32,19 +33,20 @@ from tagsds.formats.manifest import Manifest
 from tagsds.malloc import give_back_freed_memory
 from tagsds.scoring.protocol import PairScorer
 
-SCORES = "query-bank"  # [I, Q]
+OF_IMAGES, OF_CAPTIONS = "query-bank/images", "query-bank/captions"  # scores [I, Q] and [B, C]
 BLOCK = 1 << 15  # pairs scored together
 
 
 @dataclass(frozen=True)
 class QueryBankSettings:
-    """images: first ones of the bank's split, whose captions are the bank. weight: share of a bias that is taken off. temperature:
-    of the soft maximum over the bank, in standard deviations of its scores. Both were chosen on dev (docs/results/limits.md)."""
+    """images: first ones of the bank's split; they and their captions are the bank. weight: share of a bias that is taken off.
+    temperature: of the soft maximum over the bank, in standard deviations of its scores. Both were chosen on dev
+    (docs/results/limits.md)."""
 
     images: int = 200
     split: str = "train"
     weight: float = 0.5
-    temperature: float = 0.5
+    temperature: float = 1.0
 
 
 class QueryBank(Evaluator):
@@ -61,7 +63,7 @@ class QueryBank(Evaluator):
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--query-bank", type=int, nargs="?", const=QueryBankSettings.images, metavar="N",
-                            help="also recalls without hubs, by the captions of the first training images (200)")  # fmt: skip
+                            help="also recalls without hubs, by the first training images (200) and their captions")  # fmt: skip
 
     @classmethod
     def check_options(cls, options: argparse.Namespace) -> None:
@@ -89,29 +91,42 @@ class QueryBank(Evaluator):
 
     def score(self, subject: Subject) -> None:
         super().score(subject)
-        images = torch.arange(subject.images, device=subject.bank.device)
-        queries = torch.arange(self.bank.num_captions, device=subject.bank.device)
+        world, device, scorer = subject.world, subject.bank.device, subject.pair_scorer
+        images, queries = (torch.arange(n, device=device) for n in (subject.images, self.bank.num_captions))
+        of_bank = torch.arange(self.bank.num_images, device=device)
 
-        def work() -> Tensor | None:
-            part = crossed(subject.pair_scorer, subject.bank, subject.world.share(images), self.bank, queries)
-            return subject.world.gather(part, len(images))
+        def image_scores() -> Tensor | None:
+            return world.gather(crossed(scorer, subject.bank, world.share(images), self.bank, queries), len(images))
 
-        subject.once(SCORES, len(images) * len(queries), work)
+        def caption_scores() -> Tensor | None:
+            return world.gather(crossed(scorer, self.bank, world.share(of_bank), subject.bank, subject.captions), len(of_bank))
+
+        subject.once(OF_IMAGES, len(images) * len(queries), image_scores)
+        subject.once(OF_CAPTIONS, len(of_bank) * len(subject.captions), caption_scores)
 
     def without_hubs(self, subject: Subject) -> Tensor:
-        """The score matrix, each image's share of its bias taken off: float [I, C]; first rank only, after `score`."""
-        scores, chosen = subject.scores[SCORES], self.settings
-        bias = chosen.weight * soft_maximum(scores, chosen.temperature * scores.std().item())
-        return subject.matrix - bias.to(subject.matrix.device)[:, None]
+        """The score matrix, of each image and each caption a share of its bias taken off: float [I, C]; first rank only, after
+        `score`."""
+        of_images, of_captions = (
+            self.bias(scores).to(subject.matrix.device) for scores in (subject.scores[OF_IMAGES], subject.scores[OF_CAPTIONS].T)
+        )
+        return (subject.matrix - of_images[:, None]).sub_(of_captions)
+
+    def bias(self, scores: Tensor) -> Tensor:
+        """What is taken off, float [N], by scores with the bank, [N, M]."""
+        return self.settings.weight * soft_maximum(scores, self.settings.temperature * scores.std().item())
 
     def headline(self, subject: Subject) -> dict[str, Any]:
         found = recalls(self.without_hubs(subject), subject.image_of_caption).as_dict()
-        return {"query_bank": found | {"bank": self.bank.num_captions}}
+        return {"query_bank": found | {"bank": self.bank.num_captions, "bank_images": self.bank.num_images}}
 
     @classmethod
     def table(cls, results: Mapping[str, Any]) -> str | None:
         found = results.get("query_bank")
-        return recall_table({f"hubs taken down by {found['bank']} captions": found}) if found else None
+        if not found:
+            return None
+        images = f" and {found['bank_images']} images" if "bank_images" in found else ""  # before 0.1.0: image retrieval alone
+        return recall_table({f"hubs taken down by {found['bank']} captions{images}": found})
 
     @classmethod
     def section(cls, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:

@@ -1,4 +1,4 @@
-"""Hubs taken down by a bank of training captions: the arithmetic by hand, scores across banks, and a run of tagsds-evaluate."""
+"""Hubs taken down by a bank of training images and captions: the arithmetic by hand, scores across banks, tagsds-evaluate."""
 
 from __future__ import annotations
 
@@ -49,18 +49,29 @@ def test_scores_across_banks_are_those_of_each_pair(world, model):
 def test_the_command_and_the_report(world, model, tmp_path, capsys):
     asked = ["--checkpoint", model[0], "--data", world, "--split", "dev", "--query-bank", 4, "--output"]
     program.main([*map(str, asked), str(tmp_path / "one.json")])
-    assert "hubs taken down by 20 captions" in capsys.readouterr().out
+    assert "hubs taken down by 20 captions and 4 images" in capsys.readouterr().out
     results = read_results(tmp_path / "one.json")
     dev, train = load_bank(world, "dev")[0], load_bank(world, "train", 4)[0]
     captions = torch.arange(dev.num_captions)
     scorer = scorer_of(model[1])
     matrix = scorer.matrix(dev, torch.arange(dev.num_images), captions, progress=False)
-    bank = crossed(scorer, dev, torch.arange(dev.num_images), train, torch.arange(20)).double()
-    t = 0.5 * bank.std()
-    bias = torch.stack([t * torch.log(torch.exp(row / t).mean()) for row in bank])
-    expected = recalls((matrix - 0.5 * bias[:, None]).float(), dev.image_of_caption).as_dict()
-    assert {key: results["query_bank"][key] for key in expected} == pytest.approx(expected)
-    assert all(results["query_bank"][f"text_r{n}"] == results["recalls"][f"text_r{n}"] for n in (1, 5, 10))
+    of_images, of_captions = (
+        torch.stack([0.5 * scores.std() * torch.log(torch.exp(row / scores.std()).mean()) for row in scores])
+        for scores in (
+            crossed(scorer, dev, torch.arange(dev.num_images), train, torch.arange(20)).double(),
+            crossed(scorer, train, torch.arange(4), dev, captions).double().T,
+        )
+    )
+    both = (matrix - of_images[:, None] - of_captions).float()
+    found = results["query_bank"]
+    expected = recalls(both, dev.image_of_caption).as_dict()
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    # what a query has of it moves no rank of its own
+    images_alone, captions_alone = (
+        recalls((matrix - part).float(), dev.image_of_caption) for part in (of_images[:, None], of_captions)
+    )
+    assert found["image_r1"] == pytest.approx(images_alone.as_dict()["image_r1"])
+    assert found["text_r1"] == pytest.approx(captions_alone.as_dict()["text_r1"])
     run_two(ROOT / "tagsds/evaluate.py", *asked, tmp_path / "two.json")
     assert json.loads((tmp_path / "two.json").read_text())["query_bank"] == results["query_bank"]
     (tmp_path / "one.json").rename(model[0] / "results-dev.json")

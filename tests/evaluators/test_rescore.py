@@ -106,12 +106,12 @@ def test_beside_a_query_bank_it_starts_without_hubs_too(world, model, tmp_path, 
     program.main([*map(str, asked), "--output", str(tmp_path / "one.json")])
     results = read_results(tmp_path / "one.json")
     (plain, lists, listed), (corrected, others, same) = matrices.values()
-    bias = plain - corrected
-    assert torch.allclose(bias, bias[:, :1].expand_as(bias), atol=1e-4) and float(bias[:, 0].std()) > 0  # one an image
+    bias = plain - corrected  # of an image and of a caption: a sum of both
+    assert torch.allclose(bias, bias[:, :1] + bias[:1] - bias[0, 0], atol=1e-4) and min(bias[:, 0].std(), bias[0].std()) > 0
     assert recalls(corrected, torch.arange(30) // 5).rsum == pytest.approx(results["query_bank"]["rsum"])
     assert torch.equal(listed, same) and set(listed.tolist()) == {*lists.pairs().tolist(), *others.pairs().tolist()}
     both = results["rescored"], results["rescored_query_bank"]
-    assert all(both[0][f"text_r{k}"] == both[1][f"text_r{k}"] for k in (1, 5, 10))  # an image is the query there
+    assert both[1]["rsum"] > 0
     run_two(ROOT / "tagsds/evaluate.py", *asked, "--output", tmp_path / "two.json")
     again = json.loads((tmp_path / "two.json").read_text())["rescored_query_bank"]
     assert {**again, "seconds": 0} == {**both[1], "seconds": 0}
