@@ -7,6 +7,7 @@
     python -m tagsds.experiment coco-boxes --set matchers ...       VSRN, SCAN, BFAN with and without AOQ
     python -m tagsds.experiment coco-boxes --set join ...           the encoder with AOQ's candidates and losses
     python -m tagsds.experiment coco-boxes --set full --ranks 1 ... twice the width, taught by the small baselines of all seeds
+    python -m tagsds.experiment coco-boxes --set full-late --ranks 1 ...    and there, too, in equal time
 
 Whatever lies finished in the output folder is reused, and said so; what was interrupted is resumed.
 """
@@ -243,7 +244,7 @@ def run() -> None:
     if args.pictures is not None:
         check_directory(args.pictures)
     corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
-    if corpus == "world" and args.which in ("late", "full"):
+    if corpus == "world" and args.which in ("late", "full", "full-late"):
         raise UserError(f"--set {args.which} has recipes for coco-boxes alone; name that experiment, or leave --set away.")
     if corpus == "world":
         source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]

@@ -9,7 +9,6 @@ from tagsds.config import load_config
 
 MATCHER_KINDS = ("vsrn", "scan", "bfan")
 JUDGED = ("distil.offline=4",)  # teachers judge that many of a matcher's candidates in each direction
-ENDS = 1600  # baseline steps of an end whose rate falls to zero; TAGS-DC's end has half as many, each twice as dear
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,10 @@ def late(corpus: str) -> list[Stage]:
     """Equal time: baseline steps at a constant rate, then ends of them in which the rate falls to zero: the baseline's, and
     TAGS-DC's with two weights of lambda_syn, of half as many steps that take twice as long each (starts from `tagsdc`'s
     pre-training)."""
-    written = (f"optimiser.steps={ENDS // 2}", "optimiser.lr=1.5e-3")
+    written = end(800, "1.5e-3")
     return [
         Stage("trunk", f"{corpus}-baseline", "pretrain/export", evaluated=False, overrides=constant(3200)),
-        Stage("late-baseline", f"{corpus}-baseline", "trunk/export", overrides=plain_end()),
+        Stage("late-baseline", f"{corpus}-baseline", "trunk/export", overrides=end(1600, "1.5e-3")),
         Stage("late-tagsdc", f"{corpus}-tagsdc", "trunk/export", overrides=written),
         Stage("late-tagsdc-heavy", f"{corpus}-tagsdc", "trunk/export", overrides=(*written, "loss.syn=0.3")),
     ]
@@ -55,8 +54,9 @@ def constant(steps: int) -> tuple[str, ...]:
     return (f"optimiser.steps={steps}", f"optimiser.decay_at=[{steps}]")
 
 
-def plain_end() -> tuple[str, ...]:
-    return (f"optimiser.steps={ENDS}", "optimiser.warmup_steps=25")
+def end(steps: int, rate: str) -> tuple[str, ...]:
+    """From a trunk on, the rate falls to zero."""
+    return (f"optimiser.steps={steps}", f"optimiser.lr={rate}", "optimiser.warmup_steps=25")
 
 
 def matchers(corpus: str) -> list[Stage]:
@@ -106,13 +106,23 @@ def full(corpus: str) -> list[Stage]:
     ]
 
 
+def full_late(corpus: str) -> list[Stage]:
+    """Equal time at twice the width, trunk and ends taught by the baselines of all seeds, which judge VSRN's candidates (starts
+    from `full`'s pre-training and matcher)."""
+    return [
+        judged_stage("full-trunk", f"{corpus}-full-baseline", "full-pretrain/export", constant(3200), evaluated=False),
+        judged_stage("full-late-baseline", f"{corpus}-full-baseline", "full-trunk/export", end(1200, "1e-3")),
+        judged_stage("full-late-tagsdc", f"{corpus}-full-tagsdc", "full-trunk/export", end(600, "1e-3")),
+    ]
+
+
 def judged_stage(name: str, recipe: str, init: str, overrides: tuple[str, ...] = (), evaluated: bool = True) -> Stage:
     """Taught by the baselines of all seeds, which judge VSRN's candidates."""
     return Stage(name, recipe, init, evaluated, (*overrides, *JUDGED), candidates="vsrn", teachers="baseline")
 
 
 SETS: dict[str, Callable[[str], list[Stage]]] = {
-    "tagsdc": tagsdc, "late": late, "matchers": matchers, "join": join, "full": full,
+    "tagsdc": tagsdc, "late": late, "matchers": matchers, "join": join, "full": full, "full-late": full_late,
 }  # fmt: skip
 
 

@@ -10,12 +10,13 @@ from tagsds.experiment import Experiment, page_command, run_all, start_folder, s
 from tagsds.experiment_stages import Stage, asked_of, stages
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
-           ("coco-boxes", "full"), ("coco-boxes", "late")]  # fmt: skip
+           ("coco-boxes", "full"), ("coco-boxes", "late"), ("coco-boxes", "full-late")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("corpus", "which"), RECIPES)
 def test_stages_follow_one_another(corpus: str, which: str) -> None:
-    done = {"join": {"pretrain", "vsrn", "baseline"}, "full": {"baseline"}, "late": {"pretrain"}}.get(which, set())
+    before = {"join": {"pretrain", "vsrn", "baseline"}, "full": {"baseline"}, "late": {"pretrain"}}
+    done = (before | {"full-late": {"baseline", "full-pretrain", "vsrn"}}).get(which, set())
     for stage in stages(corpus, which):
         settings = [*stage.overrides, *(["offline.candidates=somewhere"] if stage.candidates else [])]
         settings += ["distil.teachers=[somebody]"] if stage.teachers else []
@@ -41,13 +42,16 @@ def test_tagsdc_has_the_baselines_steps(which: str, baseline: str, tags: str, ta
     assert by_name[tagsdc].init == f"{tags}/export-stage2"
 
 
-def test_all_ends_follow_one_trunk_and_the_writers_has_half_the_steps() -> None:
-    trunk, *ends = stages("coco-boxes", "late")
+@pytest.mark.parametrize("which", ["late", "full-late"])
+def test_all_ends_follow_one_trunk_and_the_writers_have_half_the_steps(which: str) -> None:
+    trunk, *ends = stages("coco-boxes", which)
     assert {end.init for end in ends} == {f"{trunk.name}/export"}
-    constant, plain, light, heavy = (load_config(stage.recipe, list(stage.overrides)).optimiser for stage in (trunk, *ends))
-    assert light == heavy and plain.steps == 2 * light.steps and plain.lr == light.lr == constant.lr
+    taken = ["offline.candidates=somewhere", "distil.teachers=[somebody]"] if trunk.teachers else []
+    constant, plain, *written = (load_config(stage.recipe, [*stage.overrides, *taken]).optimiser for stage in (trunk, *ends))
+    assert all(end == written[0] for end in written) and plain.steps == 2 * written[0].steps
+    assert plain.lr == written[0].lr == constant.lr
     assert {learning_rate(step, constant) for step in range(constant.warmup_steps, constant.steps)} == {constant.lr}
-    assert max(learning_rate(end.steps - 1, end) for end in (plain, light)) < 0.01 * constant.lr
+    assert max(learning_rate(end.steps - 1, end) for end in (plain, *written)) < 0.01 * constant.lr
 
 
 def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
@@ -66,7 +70,7 @@ def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
     assert f"init={tmp_path}/seed4/full-tags/export-step2400" in launched[0]
 
 
-@pytest.mark.parametrize("which", ["full", "late"])
+@pytest.mark.parametrize("which", ["full", "late", "full-late"])
 def test_only_one_corpus_has_the_recipes(which, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["experiment", "world", "--output", str(tmp_path / "out"), "--set", which])
     with pytest.raises(UserError, match="recipes for coco-boxes alone"):
