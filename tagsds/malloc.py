@@ -8,6 +8,16 @@ from functools import cache
 from typing import Any
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # of mallopt
+LARGE = 1 << 30  # bytes of holes that are worth the page faults of filling them again
+
+
+class Mallinfo2(ctypes.Structure):
+    """What glibc's mallinfo2 returns; `fordblks` are the bytes that are free."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
 
 
 @cache
@@ -23,7 +33,7 @@ def libc() -> Any:
 
 def keep_freed_memory() -> None:
     """For training on a CPU: keep all freed blocks, large ones too, in one arena. Activations come and go at every step, and giving
-    their pages back each time costs a quarter of a small model's step."""
+    their pages back each time costs a quarter of a small model's step. `give_back_large_holes` now and then, beside it."""
     if libc():
         libc().mallopt(TRIM_THRESHOLD, (1 << 31) - 1)  # never shrink the heap
         libc().mallopt(MMAP_MAX, 0)  # no block apart from the heap
@@ -35,3 +45,12 @@ def give_back_freed_memory() -> None:
     the blocks that stay, and with them the process grows for hours although nothing is kept. Milliseconds."""
     if libc():
         libc().malloc_trim(0)
+
+
+def give_back_large_holes() -> None:
+    """For a long training that keeps its freed blocks: steps of many sizes leave ever more holes between them. Where more than a
+    GiB lies free, the next steps' share of it is cheap to fill again, and the rest would be lost to the machine."""
+    if libc() and hasattr(libc(), "mallinfo2"):  # since glibc 2.33
+        libc().mallinfo2.restype = Mallinfo2
+        if libc().mallinfo2().fordblks > LARGE:
+            libc().malloc_trim(0)

@@ -52,6 +52,7 @@ from tagsds.errors import UserError, command
 from tagsds.estimate import estimate
 from tagsds.files import write_json
 from tagsds.formats.manifest import Manifest, read_manifest
+from tagsds.malloc import give_back_large_holes
 from tagsds.negatives.random import check_size
 from tagsds.objectives import OBJECTIVES, Objective
 from tagsds.objectives.retrieval.examples import as_markdown
@@ -233,6 +234,7 @@ def loop(run: Parts, output: Path, interruption: Interruption) -> int:
         if done % log.every == 0 or done == steps:
             extra = {"lr": lr, "gradient_norm": gradient_norm(run.engine, guard), "epoch": done * true_pairs / all_captions}
             monitor.log(done, {**extra, "skipped_steps": state.skipped, **waits(run)})
+            give_back_large_holes()
         if log.panel_every and done % log.panel_every == 0:
             panel = Draw(config.seed, step, 0)  # the same captions on all ranks only where they share the bank
             first = source.positives(panel, batch.pairs, run.slots)[:2] if source.whole else captions[:2]
