@@ -108,11 +108,11 @@ def full(corpus: str) -> list[Stage]:
 
 def full_late(corpus: str) -> list[Stage]:
     """Equal time at twice the width, trunk and ends taught by the baselines of all seeds, which judge VSRN's candidates (starts
-    from `full`'s pre-training and matcher)."""
+    from `full`'s pre-training and matcher). Beside candidates a step that writes takes half as long again."""
     return [
         judged_stage("full-trunk", f"{corpus}-full-baseline", "full-pretrain/export", constant(3200), evaluated=False),
         judged_stage("full-late-baseline", f"{corpus}-full-baseline", "full-trunk/export", end(1200, "1e-3")),
-        judged_stage("full-late-tagsdc", f"{corpus}-full-tagsdc", "full-trunk/export", end(600, "1e-3")),
+        judged_stage("full-late-tagsdc", f"{corpus}-full-tagsdc", "full-trunk/export", end(800, "1e-3")),
     ]
 
 
