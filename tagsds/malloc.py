@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # of mallopt
-LARGE = 1 << 30  # bytes of holes that are worth the page faults of filling them again
+LARGE = 1 << 30  # bytes of holes from which on they are given back
 
 
 class Mallinfo2(ctypes.Structure):
@@ -49,7 +49,7 @@ def give_back_freed_memory() -> None:
 
 def give_back_large_holes() -> None:
     """For a long training that keeps its freed blocks: steps of many sizes leave ever more holes between them. Where more than a
-    GiB lies free, the next steps' share of it is cheap to fill again, and the rest would be lost to the machine."""
+    GiB lies free, whole pages of it go back to the system, and the next steps fault in what they need of it."""
     if libc() and hasattr(libc(), "mallinfo2"):  # since glibc 2.33
         libc().mallinfo2.restype = Mallinfo2
         if libc().mallinfo2().fordblks > LARGE:
