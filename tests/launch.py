@@ -9,10 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent
+QUIET = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 TINY = [
     "model.hidden_size=32",
@@ -41,17 +44,23 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def arguments_of(
+    data: Path, output: Path, ds_config: str, overrides: list[str], resume: bool = False, recipe: str = "published-base"
+) -> list[str]:
+    """What a user types behind `tagsds/train.py`."""
+    command = ["--deepspeed_config", ds_config, "--recipe", recipe, "--data", str(data), "--output", str(output)]
+    return [*command, *(["--resume"] if resume else []), *overrides]
+
+
 def start(
     data: Path, output: Path, ds_config: str, overrides: list[str], ranks: int = 1, resume: bool = False,
     recipe: str = "published-base",
 ) -> subprocess.Popen[str]:
+    """By DeepSpeed's launcher, in a process group of its own."""
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
-    command += ["tagsds/train.py", "--deepspeed_config", ds_config, "--recipe", recipe]
-    command += ["--data", str(data), "--output", str(output), *(["--resume"] if resume else []), *overrides]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    command += ["tagsds/train.py", *arguments_of(data, output, ds_config, overrides, resume, recipe)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | QUIET, text=True, start_new_session=True, **pipes)
 
 
 def port_of(process: subprocess.Popen[str]) -> str:
@@ -60,29 +69,58 @@ def port_of(process: subprocess.Popen[str]) -> str:
     return str(command[command.index("--master_port") + 1])
 
 
-def train(*args: Any, **kwargs: Any) -> str:
-    """Run to the end; the output, or an assertion with it."""
-    process = start(*args, **kwargs)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output[-4000:]
-    left = list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port_of(process)}_*"))
-    assert left == [], "shared memory that outlives the run"
-    return output
+def start_ranks(command: list[str], ranks: int, port: int, output: Any) -> list[subprocess.Popen[str]]:
+    """A Python file and its arguments as processes that find each other, as the launcher starts them, without its two processes.
 
-
-def run_two(*command: object, **environment: str) -> list[str]:
-    """A Python file and its arguments as two processes that find each other, without a launcher; what each printed."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    processes = [
+    output   where each writes: subprocess.PIPE (errors apart), or a file (errors too)
+    """
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= QUIET | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    errors = subprocess.PIPE if output == subprocess.PIPE else subprocess.STDOUT
+    return [
         subprocess.Popen(
-            [sys.executable, *map(str, command), f"--local_rank={rank}"],
-            env=os.environ | shared | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            [sys.executable, *command, f"--local_rank={rank}"],
+            cwd=ROOT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=output,
+            stderr=errors,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
+
+
+def train(
+    data: Path, output: Path, ds_config: str, overrides: list[str], ranks: int = 1, resume: bool = False,
+    recipe: str = "published-base",
+) -> str:
+    """Run to the end; the output of all ranks, or an assertion with it."""
+    port, end = free_port(), time.monotonic() + 240
+    command = ["tagsds/train.py", *arguments_of(data, output, ds_config, overrides, resume, recipe)]
+    with tempfile.TemporaryFile("w+") as written:
+        processes = start_ranks(command, ranks, port, written)
+        try:
+            while any(process.poll() is None for process in processes):
+                assert not any(process.returncode for process in processes) and time.monotonic() < end, tail_of(written)
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                process.kill()
+        assert [process.returncode for process in processes] == [0] * ranks, tail_of(written)
+        left = list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+        assert left == [], "shared memory that outlives the run"
+        written.seek(0)
+        return written.read()
+
+
+def tail_of(written: IO[str]) -> str:
+    written.seek(0)
+    return written.read()[-4000:]
+
+
+def run_two(*command: object) -> list[str]:
+    """A Python file and its arguments on two ranks; what each printed."""
+    processes = start_ranks([*map(str, command)], 2, free_port(), subprocess.PIPE)
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:

@@ -15,7 +15,7 @@ from tagsds.ranks import World
 from tagsds.scoring import table
 from tests import stand_in
 from tests import tiny_corpus as tiny
-from tests.launch import ROOT, run_two
+from tests.launch import run_two
 
 FIGURES = ("recalls", "shared_captions", "examples", "score_histogram", "images", "captions")
 
@@ -123,7 +123,7 @@ def test_members_of_an_ensemble_have_files_of_their_own(runs, corpus, tmp_path):
 def test_two_processes_give_the_same_figures(runs, corpus, tmp_path):
     plain = evaluate(runs / "matcher-1", corpus, tmp_path / "plain.json")
     options = ["--checkpoint", runs / "matcher-1", "--data", corpus, "--scores", tmp_path / "scores"]
-    run_two(stand_in.__file__, *options, "--output", tmp_path / "two.json", PYTHONPATH=str(ROOT))
+    run_two(stand_in.__file__, *options, "--output", tmp_path / "two.json")
     found = json.loads((tmp_path / "two.json").read_text())
     assert found["recalls"] == plain["recalls"] and found["pairs_scored"] == plain["pairs_scored"]
 

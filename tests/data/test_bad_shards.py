@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tagsds.draw import Draw
 from tagsds.errors import UserError
 from tagsds.ranks import World
 from tests.data.corpus import write_corpus
-from tests.launch import ROOT, run_two
+from tests.launch import run_two
 
 PROGRAM = Path(__file__).with_name("half_the_shards.py")
 
@@ -84,8 +83,7 @@ def test_two_ranks_that_each_see_half_of_them(corpus: Path, tmp_path: Path) -> N
     for rank, missing in ((0, 1), (1, 3)):
         copy = shutil.copytree(corpus, tmp_path / f"rank{rank}")
         (copy / f"train-{missing:06d}.tar").unlink()
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    results = [json.loads(out.splitlines()[-1]) for out in run_two(PROGRAM, tmp_path, PYTHONPATH=path)]
+    results = [json.loads(out.splitlines()[-1]) for out in run_two(PROGRAM, tmp_path)]
     for stop, skip in results:
         assert "train-000001.tar (rank 0 on" in stop and "train-000003.tar (rank 1 on" in stop
         assert skip == [f"train-{n:07d}" for n in (*range(4), *range(8, 12))]

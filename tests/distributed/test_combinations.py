@@ -77,9 +77,8 @@ def test_each_cell_of_a_cpu_equals_the_plain_run(
     cells = [cell for cell in cpu_cells(precision, tmp_path) if cell.checkpointing == checkpointing]
     assert len(cells) == count
     (tmp_path / "jobs.json").write_text(json.dumps(jobs_of(cells)))
-    path = os.pathsep.join([str(launch.ROOT), os.environ.get("PYTHONPATH", "")])
     arguments = world, tmp_path / "jobs.json", tmp_path / "out.json"
-    launch.run_two(PROGRAM, *arguments, PYTHONPATH=path, DS_ACCELERATOR="cpu", TQDM_DISABLE="1")
+    launch.run_two(PROGRAM, *arguments)
     check(json.loads((tmp_path / "out.json").read_text()), cells)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tagsds.negatives.remine import rescore
 from tagsds.scoring.scorer import Scorer
 from tests.candidates import candidates_of
 from tests.conftest import pack
-from tests.launch import ROOT, run_two
+from tests.launch import run_two
 from tests.small_world import model_of
 
 PROGRAM = Path(__file__).with_name("remine_shares.py")
@@ -42,8 +41,7 @@ def test_odd_counts_on_two_ranks_equal_one_process(seven: Path, tmp_path: Path, 
     zero3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}  # gather each parameter
     (tmp_path / "zero3.json").write_text(json.dumps(zero3))
     arguments = seven, tmp_path / "mined", tmp_path / "run", tmp_path / "zero3.json", 5 * rows_a_call
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    printed = run_two(PROGRAM, *arguments, PYTHONPATH=path, DS_ACCELERATOR="cpu", TQDM_DISABLE="1")
+    printed = run_two(PROGRAM, *arguments)
     assert all("re-mined" in text for text in printed)
 
     rows = torch.arange(bank.num_images), torch.arange(bank.num_captions)

@@ -64,7 +64,7 @@ def runs_of_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by two ranks."""
     folder = tmp_path_factory.mktemp("validated-by-two")
     names = ["still", "watched-matcher", "plain-matcher", "partitioned", "averaged-in-parts"]
-    launch.run_two(SCRIPT, world, folder, *names, PYTHONPATH=str(launch.ROOT), DS_ACCELERATOR="cpu")
+    launch.run_two(SCRIPT, world, folder, *names)
     return folder
 
 

@@ -1,7 +1,6 @@
 """Reranking against literal lists, worked by hand, end to end, and by two processes."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from tagsds.models.load import load_model
 from tagsds.scoring.scorer import Scorer
 from tests import stand_in
 from tests import tiny_corpus as tiny
-from tests.launch import ROOT, run_two
+from tests.launch import run_two
 
 
 def figures(similarity, encoder, k, image_of_caption):
@@ -202,7 +201,7 @@ def test_two_processes_give_the_same_numbers(corpus, runs, tmp_path):
     options = [*shortlisted(runs), 1, 3, 6, "--first", 7, "--no-exact"]
     one = call(runs, corpus, tmp_path / "one.json", *options)
     command = [stand_in.__file__, "--checkpoint", runs / "encoder", "--data", corpus, *options, "--output", tmp_path / "two.json"]
-    printed = run_two(*command, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    printed = run_two(*command)
     assert "reranked" in printed[0] and printed[1] == ""
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["provenance"]["ranks"] == 2
