@@ -4,6 +4,7 @@
     python -m tagsds.experiment world --output runs/world --seeds 1 2
     python -m tagsds.experiment coco-boxes --source FOLDER --pairs FOLDER --output runs/coco-boxes --seeds 1 2
     python -m tagsds.experiment coco-boxes --set late ...           baseline and TAGS-DC in equal time
+    python -m tagsds.experiment coco-boxes --set parts ...          TAGS-DC's end of it without one part or another
     python -m tagsds.experiment coco-boxes --set matchers ...       VSRN, SCAN, BFAN with and without AOQ
     python -m tagsds.experiment coco-boxes --set join ...           the encoder with AOQ's candidates and losses
     python -m tagsds.experiment coco-boxes --set full --ranks 1 ... twice the width, taught by the small baselines of all seeds
@@ -244,7 +245,7 @@ def run() -> None:
     if args.pictures is not None:
         check_directory(args.pictures)
     corpus = "coco-boxes" if args.experiment == "coco-boxes" else "world"
-    if corpus == "world" and args.which in ("late", "full", "full-late"):
+    if corpus == "world" and args.which in ("late", "parts", "full", "full-late"):
         raise UserError(f"--set {args.which} has recipes for coco-boxes alone; name that experiment, or leave --set away.")
     if corpus == "world":
         source, evaluation = ["world"], ["--pairs", str((args.output / "data" / "edits" / "test").resolve())]

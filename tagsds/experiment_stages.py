@@ -49,6 +49,22 @@ def late(corpus: str) -> list[Stage]:
     ]
 
 
+PARTS = {
+    "words": ("synthetic.writer=words",),
+    "unfiltered": ("synthetic.drop_true=false",),
+    "headless": ("loss.disc=0", "loss.corr=0"),
+    "unwritten": ("loss.syn=0", "loss.disc=0", "loss.corr=0"),
+}
+"""Ablations of TAGS-DC: phrases of the corpus by frequency in the place of the encoder's, no filter of true sentences, no
+discrimination and correction, and the masked-word loss alone."""
+
+
+def parts(corpus: str) -> list[Stage]:
+    """TAGS-DC's end of `late` with one part of PARTS less (starts from its trunk)."""
+    written = end(800, "1.5e-3")
+    return [Stage(f"late-{name}", f"{corpus}-tagsdc", "trunk/export", overrides=(*written, *less)) for name, less in PARTS.items()]
+
+
 def constant(steps: int) -> tuple[str, ...]:
     """A trunk's rate, which does not fall."""
     return (f"optimiser.steps={steps}", f"optimiser.decay_at=[{steps}]")
@@ -122,7 +138,8 @@ def judged_stage(name: str, recipe: str, init: str, overrides: tuple[str, ...] =
 
 
 SETS: dict[str, Callable[[str], list[Stage]]] = {
-    "tagsdc": tagsdc, "late": late, "matchers": matchers, "join": join, "full": full, "full-late": full_late,
+    "tagsdc": tagsdc, "late": late, "parts": parts, "matchers": matchers, "join": join, "full": full,
+    "full-late": full_late,
 }  # fmt: skip
 
 

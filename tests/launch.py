@@ -52,13 +52,10 @@ def arguments_of(
     return [*command, *(["--resume"] if resume else []), *overrides]
 
 
-def start(
-    data: Path, output: Path, ds_config: str, overrides: list[str], ranks: int = 1, resume: bool = False,
-    recipe: str = "published-base",
-) -> subprocess.Popen[str]:
-    """By DeepSpeed's launcher, in a process group of its own."""
+def start(*run: Any, ranks: int = 1, **options: Any) -> subprocess.Popen[str]:
+    """What `arguments_of` says, by DeepSpeed's launcher, in a process group of its own."""
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
-    command += ["tagsds/train.py", *arguments_of(data, output, ds_config, overrides, resume, recipe)]
+    command += ["tagsds/train.py", *arguments_of(*run, **options)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | QUIET, text=True, start_new_session=True, **pipes)
 
@@ -90,13 +87,10 @@ def start_ranks(command: list[str], ranks: int, port: int, output: Any) -> list[
     ]
 
 
-def train(
-    data: Path, output: Path, ds_config: str, overrides: list[str], ranks: int = 1, resume: bool = False,
-    recipe: str = "published-base",
-) -> str:
-    """Run to the end; the output of all ranks, or an assertion with it."""
+def train(*run: Any, ranks: int = 1, **options: Any) -> str:
+    """What `arguments_of` says, to its end; the output of all ranks, or an assertion with it."""
     port, end = free_port(), time.monotonic() + 240
-    command = ["tagsds/train.py", *arguments_of(data, output, ds_config, overrides, resume, recipe)]
+    command = ["tagsds/train.py", *arguments_of(*run, **options)]
     with tempfile.TemporaryFile("w+") as written:
         processes = start_ranks(command, ranks, port, written)
         try:

@@ -10,12 +10,12 @@ from tagsds.experiment import Experiment, page_command, run_all, start_folder, s
 from tagsds.experiment_stages import Stage, asked_of, stages
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
-           ("coco-boxes", "full"), ("coco-boxes", "late"), ("coco-boxes", "full-late")]  # fmt: skip
+           ("coco-boxes", "full"), ("coco-boxes", "late"), ("coco-boxes", "parts"), ("coco-boxes", "full-late")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("corpus", "which"), RECIPES)
 def test_stages_follow_one_another(corpus: str, which: str) -> None:
-    before = {"join": {"pretrain", "vsrn", "baseline"}, "full": {"baseline"}, "late": {"pretrain"}}
+    before = {"join": {"pretrain", "vsrn", "baseline"}, "full": {"baseline"}, "late": {"pretrain"}, "parts": {"trunk"}}
     done = (before | {"full-late": {"baseline", "full-pretrain", "vsrn"}}).get(which, set())
     for stage in stages(corpus, which):
         settings = [*stage.overrides, *(["offline.candidates=somewhere"] if stage.candidates else [])]
@@ -70,7 +70,7 @@ def test_the_finished_runs_of_all_seeds_teach(tmp_path, monkeypatch) -> None:
     assert f"init={tmp_path}/seed4/full-tags/export-step2400" in launched[0]
 
 
-@pytest.mark.parametrize("which", ["full", "late", "full-late"])
+@pytest.mark.parametrize("which", ["full", "late", "parts", "full-late"])
 def test_only_one_corpus_has_the_recipes(which, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["experiment", "world", "--output", str(tmp_path / "out"), "--set", which])
     with pytest.raises(UserError, match="recipes for coco-boxes alone"):
