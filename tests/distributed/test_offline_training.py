@@ -36,8 +36,6 @@ def candidates(world, tmp_path_factory) -> Path:
     return folder / "found"
 
 
-
-
 def pull_the_plug_at(run: Path, step: int) -> None:
     """Leave what a kill right after a checkpoint leaves."""
     shutil.rmtree(run / "export")

@@ -13,8 +13,6 @@ from tests import launch
 SETTINGS = [*launch.TINY, *launch.TAGS_DC, "optimiser.steps=12", "log.checkpoint_every=4", "log.keep_checkpoints=1"]
 
 
-
-
 def test_killed_and_resumed_equals_undisturbed(world: Path, tmp_path: Path) -> None:
     launch.train(world, tmp_path / "whole", "ds_configs/zero1.json", SETTINGS)
     broken = tmp_path / "broken"

@@ -47,8 +47,6 @@ def test_the_old_window_is_gone_when_the_next_is_loaded(world, tmp_path, recipe,
     assert "tf32: False False" in done.stdout, "training starts without TF32"
 
 
-
-
 def pairs_of_windows(world: Path, window: list[str], tokens: int) -> list[int]:
     """What `batch.tokens` gives with each of the first four windows in memory."""
     config = load_config("published-base", [*launch.TINY, *window, f"batch.tokens={tokens}"])
