@@ -50,13 +50,14 @@ def late(corpus: str) -> list[Stage]:
 
 
 PARTS = {
+    "frozen": ("synthetic.writer=frozen",),
     "words": ("synthetic.writer=words",),
     "unfiltered": ("synthetic.drop_true=false",),
     "headless": ("loss.disc=0", "loss.corr=0"),
     "unwritten": ("loss.syn=0", "loss.disc=0", "loss.corr=0"),
 }
-"""Ablations of TAGS-DC: phrases of the corpus by frequency in the place of the encoder's, no filter of true sentences, no
-discrimination and correction, and the masked-word loss alone."""
+"""Ablations of TAGS-DC: the encoder of the trunk writes (static), phrases of the corpus by frequency in the place of the encoder's,
+no filter of true sentences, no discrimination and correction, and the masked-word loss alone."""
 
 
 def parts(corpus: str) -> list[Stage]:
