@@ -23,7 +23,9 @@ class LossConfig:
     i2t: float = 1.0
     """weight of the triplet over hard captions"""
     syn: float = 0.0
-    """lambda_syn, the triplet over written sentences; with mlm, disc and corr all zero no sentence is written"""
+    """lambda_syn, the triplet over written sentences. Beside teachers, without t2i and i2t, nothing holds the level of the logits:
+    they rise until each sigmoid is near one and has no gradient; take loss.more.contrast_syn there. Without a weight of syn, mlm,
+    disc, corr and that one, no sentence is written"""
     mlm: float = 0.0
     """lambda_mlm, the cross entropy at the masked positions that the sentences are written from"""
     disc: float = 0.0
@@ -43,7 +45,7 @@ class LossConfig:
     @property
     def writes(self) -> bool:
         """Whether the encoder writes negative sentences."""
-        return any((self.syn, self.mlm, self.disc, self.corr))
+        return any((self.syn, self.mlm, self.disc, self.corr, self.more.get("contrast_syn", 0.0)))
 
 
 class Settings(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tagsds.objectives.retrieval.settings import LossConfig
 from tagsds.objectives.retrieval.terms.cascade import WEIGHT as CASCADE_WEIGHT
 from tagsds.objectives.retrieval.terms.cascade import Cascade
-from tagsds.objectives.retrieval.terms.contrast import Contrast
+from tagsds.objectives.retrieval.terms.contrast import Contrast, ContrastWritten
 from tagsds.objectives.retrieval.terms.distillation import Distillation, Teachers, WrittenDistillation, load_teachers
 from tagsds.objectives.retrieval.terms.quintuplet import Quintuplet
 from tagsds.objectives.retrieval.terms.ranking import ImageToText, TextToImage
@@ -24,6 +24,7 @@ TERMS: dict[str, Callable[[LossConfig], Term]] = {
     "disc": lambda loss: Discrimination(loss.weight_replaced, loss.weight_kept),
     "corr": lambda loss: Correction(),
     "contrast": lambda loss: Contrast(),
+    "contrast_syn": lambda loss: ContrastWritten(),
     "cascade": lambda loss: Cascade(),
 }
 
