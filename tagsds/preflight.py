@@ -68,15 +68,15 @@ def check_run(args: argparse.Namespace) -> list[str]:
     check_corpus(config, manifest, [args.split] if args.split else [])
     vocab = Vocabulary.of(load_tokenizer(manifest.folder / "tokenizer"))
     ds = read_ds_config(args.deepspeed_config, config, args.ranks, not args.cpu)
+    kind = OBJECTIVES[config.objective]
     if not args.init_later:
-        kind = OBJECTIVES[config.objective]
         kind.prepare(build_model(config, manifest, vocab), config)
-    if OBJECTIVES[config.objective].needs_candidates(config):
+    if kind.needs_candidates(config):
         read_candidates(config, manifest)
     check_export(config, args.exports)
     check_writable(args.output)
     check_output(args.output, config, resume=True)
-    return [introduction(config, args, zero_stage(ds)), *published_batch(config, args)]
+    return [introduction(config, args, zero_stage(ds)), *published_batch(config, args), *kind.advice(config)]
 
 
 def check_corpus(config: RunConfig, manifest: Manifest, more: list[str]) -> None:

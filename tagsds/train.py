@@ -197,7 +197,7 @@ def loop(run: Parts, output: Path, interruption: Interruption) -> int:
     monitor = Monitor(output, world, steps, start, config.recipe)
     monitor.settings(flat(as_dict(config)))
     bank, checked = source.at(start)
-    monitor.say(introduction(run, bank))
+    monitor.say("\n".join([introduction(run, bank), *run.objective.advice(config)]))
 
     model.train()
     for step in range(start, start if state.stopped else steps):

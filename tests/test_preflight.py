@@ -54,6 +54,14 @@ def test_a_matcher_counts_on_one_gpu_and_tokens_are_counted_as_such(world: Path,
     assert tokens[1].startswith("warning: 81,920 tokens a step where the published run has 163,840 (8 GPU(s))")
 
 
+def test_a_hinge_beside_a_softmax_that_leaves_the_level_free_is_named(world: Path, tmp_path: Path) -> None:
+    settings = ["distil.teachers=[x]", "loss.syn=0.1", "loss.t2i=0", "loss.i2t=0"]
+    (said,) = check(world, tmp_path / "run", *settings)[1:]
+    assert said.startswith("warning: without loss.t2i") and said.endswith("set loss.syn=0 loss.more.contrast_syn=0.1.")
+    for other in ("loss.syn=0", "loss.t2i=1", "loss.i2t=0.5", "distil.teachers=[]"):
+        assert len(check(world, tmp_path / "run", *settings, other)) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [

@@ -41,6 +41,11 @@ class Objective(nn.Module):
         """UserError for settings that mean nothing in this stage or contradict each other, before anything is loaded."""
 
     @classmethod
+    def advice(cls, config: Any) -> list[str]:
+        """Warnings, a line each, of settings that can be trained with and hardly do what they seem to."""
+        return []
+
+    @classmethod
     def heads(cls, config: Any) -> list[str]:
         """The heads of the model that the stage trains; the export names them as trained."""
         return []

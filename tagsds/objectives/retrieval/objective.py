@@ -117,6 +117,16 @@ class RetrievalObjective(Objective):
             raise UserError("negatives.cascade narrows random negatives; set offline.replace_random=false or negatives.cascade=0.")
 
     @classmethod
+    def advice(cls, config: Settings) -> list[str]:
+        loss = config.loss
+        if not config.distil.teachers or not loss.syn or loss.t2i or loss.i2t or config.quintuplet.kind:
+            return []
+        return [
+            "warning: without loss.t2i and loss.i2t the softmax of distil.teachers leaves the level of the scores free, and as "
+            f"they rise the hinge of loss.syn loses its gradient; set loss.syn=0 loss.more.contrast_syn={loss.syn:g}."
+        ]
+
+    @classmethod
     def needs_candidates(cls, config: Settings) -> bool:
         return needs_candidates(config.quintuplet, config.offline, config.distil.offline)
 
