@@ -8,6 +8,7 @@ from tagsds.engine.build import learning_rate
 from tagsds.errors import UserError
 from tagsds.experiment import Experiment, page_command, run_all, start_folder, summary
 from tagsds.experiment_stages import Stage, asked_of, stages
+from tagsds.objectives import OBJECTIVES
 
 RECIPES = [("world", "tagsdc"), ("coco-boxes", "tagsdc"), ("world", "matchers"), ("coco-boxes", "matchers"), ("coco-boxes", "join"),
            ("coco-boxes", "full"), ("coco-boxes", "late"), ("coco-boxes", "parts"), ("coco-boxes", "full-late")]  # fmt: skip
@@ -20,7 +21,8 @@ def test_stages_follow_one_another(corpus: str, which: str) -> None:
     for stage in stages(corpus, which):
         settings = [*stage.overrides, *(["offline.candidates=somewhere"] if stage.candidates else [])]
         settings += ["distil.teachers=[somebody]"] if stage.teachers else []
-        load_config(stage.recipe, settings)
+        config = load_config(stage.recipe, settings)
+        assert OBJECTIVES[config.objective].advice(config) == [], stage
         assert not stage.init or stage.init.split("/")[0] in done, stage
         assert not stage.candidates or stage.candidates in done, stage
         assert not stage.teachers or stage.teachers in done, stage
